@@ -1,0 +1,72 @@
+# Freshet's development tasks: `make help` lists them. POSIX sh and GNU make 3.81 (macOS) are enough.
+
+GO      ?= go
+ARGS    ?=
+FUZZTIME ?= 10s
+COUNT   ?= 6
+
+# The modules whose tests are ours to pass: the root and every nested one, the tools' excepted.
+MODULES := . $(filter-out tools,$(patsubst %/go.mod,%,$(wildcard */go.mod */*/go.mod)))
+
+# Linter and benchstat, at the versions pinned in tools/go.mod; Go builds them once and caches them.
+TOOL = $(GO) tool -modfile=$(CURDIR)/tools/go.mod
+
+# Where git refuses to read the checkout (another owner's folder, a tarball), build without a revision.
+BUILDVCS := $(shell git rev-parse --verify HEAD >/dev/null 2>&1 && echo auto || echo false)
+
+.DEFAULT_GOAL := help
+.PHONY: help up test check race lint fmt bench fuzz cover build servers clean
+
+help: ## list these targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+up: servers build ## run three coherent replicas of the shop on real servers; more flags by ARGS='--replay FILE --for 30s'
+	@exec ./bin/freshet up --replicas 3 $(ARGS)
+
+test: servers ## run all tests of all modules on real servers, with the race detector
+	@for module in $(MODULES); do \
+		echo "== go test -race -timeout 10m ./...  (in $$module)"; \
+		(cd "$$module" && $(GO) test -race -timeout 10m $(ARGS) ./...) || exit 1; \
+	done
+
+check: lint ## what to run before every commit: formatting, vet, linters, and the tests that are quick
+	@for module in $(MODULES); do \
+		(cd "$$module" && $(GO) vet ./... && $(GO) test -short -timeout 5m ./...) || exit 1; \
+	done
+
+race: servers ## hunt for races and flakes: the root's tests ten times over; one package by ARGS=./tiers
+	$(GO) test -race -count 10 -timeout 60m $(if $(ARGS),$(ARGS),./...)
+
+lint: ## check formatting and style of all modules, the import line among it
+	@for module in $(MODULES); do \
+		echo "== golangci-lint run  (in $$module)"; \
+		(cd "$$module" && $(TOOL) golangci-lint run --config $(CURDIR)/.golangci.yml ./...) || exit 1; \
+	done
+
+fmt: ## format the Go code of all modules
+	@for module in $(MODULES); do \
+		(cd "$$module" && $(TOOL) golangci-lint fmt --config $(CURDIR)/.golangci.yml ./...) || exit 1; \
+	done
+
+bench: servers ## run all benchmarks COUNT times and summarise them; choose some by ARGS='-bench L1'
+	@for module in $(MODULES); do \
+		(cd "$$module" && $(GO) test -run '^$$' -bench . -benchmem -count $(COUNT) -timeout 60m $(ARGS) ./...) || exit 1; \
+	done > bench.out || { cat bench.out; exit 1; }
+	@$(TOOL) benchstat bench.out
+
+fuzz: ## run every fuzz test for FUZZTIME each
+	@GO='$(GO)' FUZZTIME='$(FUZZTIME)' sh scripts/fuzz.sh
+
+cover: servers ## measure which statements the root's tests reach; the pages are in coverage.html
+	$(GO) test -timeout 10m -coverpkg=./... -coverprofile=coverage.out ./...
+	@$(GO) tool cover -html=coverage.out -o coverage.html
+	@$(GO) tool cover -func=coverage.out | tail -n 1
+
+build: ## build bin/freshet
+	@$(GO) build -buildvcs=$(BUILDVCS) -o bin/freshet ./cmd/freshet
+
+servers: ## install the Redis and PostgreSQL programs that tests and `up` start themselves, where they are missing
+	@sh scripts/install-servers.sh
+
+clean: ## remove what the other targets leave behind
+	rm -rf bin coverage.out coverage.html bench.out
