@@ -72,7 +72,7 @@ func (a attempts) once(t *targetState, r *http.Request) (*http.Response, error) 
 	}
 	body := &answerBody{rest: resp.Body, target: t}
 	if repeatable(r) {
-		if err := body.hold(a.b.config.buffer()); err != nil {
+		if err := body.hold(a.b.config.buffer(), &a.b.held); err != nil {
 			t.errors.Add(1)
 			body.Close() //nolint:errcheck // the read's error says it all
 			return nil, err
@@ -96,17 +96,21 @@ func dialFailed(err error) bool {
 // answerBody is the body of a target's answer: what was held back, then the rest. Its request is in
 // flight until it is closed.
 type answerBody struct {
-	held   *bytes.Buffer // nil = nothing held back
-	rest   io.ReadCloser
-	target *targetState
-	closed bool
+	held    *bytes.Buffer // nil = nothing held back
+	buffers *sync.Pool    // where held goes at the end
+	rest    io.ReadCloser
+	target  *targetState
+	closed  bool
 }
 
-var heldBuffers = sync.Pool{New: func() any { return new(bytes.Buffer) }}
-
 // hold reads up to n bytes of the answer. Its error is that of the answer breaking off.
-func (b *answerBody) hold(n int) error {
-	b.held = heldBuffers.Get().(*bytes.Buffer)
+func (b *answerBody) hold(n int, buffers *sync.Pool) error {
+	b.buffers = buffers
+	if held, ok := buffers.Get().(*bytes.Buffer); ok {
+		b.held = held
+	} else {
+		b.held = new(bytes.Buffer)
+	}
 	_, err := io.CopyN(b.held, b.rest, int64(n))
 	if errors.Is(err, io.EOF) {
 		return nil // all of it
@@ -129,7 +133,7 @@ func (b *answerBody) Close() error {
 	b.target.inFlight.Add(-1)
 	if b.held != nil {
 		b.held.Reset()
-		heldBuffers.Put(b.held)
+		b.buffers.Put(b.held)
 		b.held = nil
 	}
 	return b.rest.Close()

@@ -6,8 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
-	"log"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httputil"
@@ -56,6 +55,7 @@ type Balancer struct {
 	transport *http.Transport // to the replicas
 	checks    *http.Client    // to their admin ports
 
+	held     sync.Pool // of *bytes.Buffer: the answers held back
 	inFlight atomic.Int64
 	retries  atomic.Uint64
 	turn     atomic.Uint64                  // breaks ties of pick in rotation
@@ -92,7 +92,7 @@ func New(c Config) *Balancer {
 		BufferPool:   &copyBuffers{},
 		ErrorHandler: fail,
 		// What it would log, an answer cut short by its replica, its client sees as well.
-		ErrorLog: log.New(io.Discard, "", 0),
+		ErrorLog: slog.NewLogLogger(slog.DiscardHandler, slog.LevelError),
 	}
 	b.targets.Store(&[]*targetState{})
 	return b

@@ -14,8 +14,9 @@ import (
 	"testing"
 	"time"
 
-	"github.com/freshet-cache/freshet/internal/balance"
 	"go.uber.org/goleak"
+
+	"github.com/freshet-cache/freshet/internal/balance"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -60,8 +61,8 @@ func (s *server) listen(t *testing.T, h *http.Server) string {
 
 // kill drops the listeners and every connection at once, as SIGKILL does.
 func (s *server) kill() {
-	s.api.Close()
-	s.admin.Close()
+	s.api.Close()   //nolint:errcheck // it is killed
+	s.admin.Close() //nolint:errcheck // it is killed
 	s.served.Wait()
 }
 
@@ -199,9 +200,9 @@ func TestKilledReplicaFailsNoRead(t *testing.T) {
 	body := strings.Repeat("x", 40<<10)
 	answer := func(w http.ResponseWriter, r *http.Request) {
 		// Two parts, so that a kill can hit between them.
-		io.WriteString(w, body[:len(body)/2])
+		fmt.Fprint(w, body[:len(body)/2])
 		w.(http.Flusher).Flush()
-		io.WriteString(w, body[len(body)/2:])
+		fmt.Fprint(w, body[len(body)/2:])
 	}
 	for round := range 5 {
 		a, b, c := start(t, "a", answer), start(t, "b", answer), start(t, "c", answer)
@@ -323,10 +324,10 @@ func TestInFlightIsBounded(t *testing.T) {
 func TestLongAnswersStream(t *testing.T) {
 	release := make(chan struct{})
 	a := start(t, "a", func(w http.ResponseWriter, _ *http.Request) {
-		io.WriteString(w, strings.Repeat("x", 4096))
+		fmt.Fprint(w, strings.Repeat("x", 4096))
 		w.(http.Flusher).Flush()
 		<-release
-		io.WriteString(w, "end")
+		fmt.Fprint(w, "end")
 	})
 	f := newFront(t, balance.Config{Buffer: 1024}, a)
 	resp, err := f.client.Get(f.url)
@@ -348,7 +349,11 @@ func BenchmarkProxy(b *testing.B) {
 	h := httptest.NewServer(http.HandlerFunc(hello))
 	defer h.Close()
 	f := balance.New(balance.Config{CheckInterval: time.Hour})
-	defer f.Close()
+	defer func() {
+		if err := f.Close(); err != nil {
+			b.Error(err)
+		}
+	}()
 	addr := h.Listener.Addr().String()
 	if err := f.Set(balance.Target{Name: "a", Address: addr, Admin: addr}); err != nil {
 		b.Fatal(err)
@@ -362,7 +367,9 @@ func BenchmarkProxy(b *testing.B) {
 				if err != nil {
 					b.Fatal(err)
 				}
-				io.Copy(io.Discard, resp.Body)
+				if _, err := io.Copy(io.Discard, resp.Body); err != nil {
+					b.Fatal(err)
+				}
 				resp.Body.Close()
 			}
 		})

@@ -43,7 +43,7 @@ func (b *Balancer) check(ctx context.Context, t *targetState) bool {
 		return false
 	}
 	// An unread body costs the connection, not correctness; readiness bodies are short.
-	defer resp.Body.Close() //nolint:errcheck // read only
+	defer resp.Body.Close()
 	drain(resp.Body)
 	return resp.StatusCode == http.StatusOK
 }
