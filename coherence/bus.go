@@ -1,0 +1,92 @@
+package coherence
+
+import (
+	"fmt"
+	"sync"
+	"sync/atomic"
+
+	"github.com/nats-io/nats.go"
+)
+
+// Bus carries hints between the nodes of an application over NATS, on freshet.<app>.hint. It never
+// buffers: what cannot be sent now is lost, and polls find it.
+type Bus struct {
+	conn    *nats.Conn
+	subject string
+	boot    uint64
+	sub     *nats.Subscription
+
+	mu   sync.Mutex // orders the messages by their number
+	seq  uint64
+	wire []byte
+
+	published atomic.Uint64 // copy of seq that heartbeats read
+	malformed atomic.Uint64
+}
+
+// maxPendingHints bounds the hints that wait in the client for this node; beyond it NATS drops them
+// and reports a slow consumer.
+const maxPendingHints = 1 << 14
+
+// OpenBus subscribes to the hints of the application's nodes and hands each to deliver, one at a time.
+// The connection may be down; it stays the caller's.
+func OpenBus(conn *nats.Conn, app string, boot uint64, deliver func(Hint)) (*Bus, error) {
+	b := &Bus{conn: conn, subject: "freshet." + app + ".hint", boot: boot}
+	sub, err := conn.Subscribe(b.subject, func(m *nats.Msg) {
+		h, err := DecodeHint(m.Data)
+		if err != nil {
+			b.malformed.Add(1)
+			return
+		}
+		deliver(h)
+	})
+	if err != nil {
+		return nil, fmt.Errorf("coherence: subscribe to hints: %w", err)
+	}
+	if err := sub.SetPendingLimits(maxPendingHints, maxPendingHints*hintHead*4); err != nil {
+		return nil, fmt.Errorf("coherence: limit pending hints: %w", err)
+	}
+	b.sub = sub
+	return b, nil
+}
+
+// Publish sends the news of one commit, as several hints when it has many scopes. An error means that
+// other nodes may learn of it by polling only.
+func (b *Bus) Publish(timeline, xid uint64, scopes []ScopeHash) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for len(scopes) > 0 {
+		n := min(len(scopes), MaxHintScopes)
+		// The number is spent also when sending fails, so that the others see the gap and poll.
+		b.seq++
+		b.published.Store(b.seq)
+		h := Hint{Boot: b.boot, Seq: b.seq, Timeline: timeline, XID: xid, Scopes: scopes[:n]}
+		var err error
+		if b.wire, err = h.AppendBinary(b.wire[:0]); err != nil {
+			return err
+		}
+		if err := b.conn.Publish(b.subject, b.wire); err != nil {
+			return fmt.Errorf("coherence: publish hint: %w", err)
+		}
+		scopes = scopes[n:]
+	}
+	return nil
+}
+
+// Published is how many hints this node has numbered; heartbeats carry it.
+func (b *Bus) Published() uint64 { return b.published.Load() }
+
+// Malformed is how many messages on the subject were not hints.
+func (b *Bus) Malformed() uint64 { return b.malformed.Load() }
+
+// Close ends the subscription, and returns when no hint is being delivered any more or the connection
+// is closed.
+func (b *Bus) Close() error {
+	done := make(chan struct{})
+	b.sub.SetClosedHandler(func(string) { close(done) })
+	if err := b.sub.Unsubscribe(); err != nil {
+		return fmt.Errorf("coherence: unsubscribe from hints: %w", err)
+	}
+	<-done
+	return nil
+}

@@ -1,0 +1,264 @@
+-- The part of Freshet that lives in Postgres: a log of what changed, written by the transaction that
+-- changed it, and what a reader of that log must know about its own view of time.
+
+-- +goose Up
+
+-- What changed. A row is written in the writer's own transaction, by a trigger (freshet.watch), by
+-- the functions below, or by the library through them. xid is the writer's transaction: whether a
+-- cached value knows the change is the question whether the value's snapshot sees this xid.
+create table freshet.log (
+    xid       xid8        not null default pg_current_xact_id(),
+    kind      "char"      not null check (kind in ('v', 'e', 't', 'n', 'a')),
+    namespace text        not null default '',
+    id        text        not null default '',
+    view      text        not null default '',
+    at        timestamptz not null default clock_timestamp()
+);
+comment on table freshet.log is
+    'changes of cached things; kind: v view, e entity, t tag (in id), n namespace, a everything';
+create index log_xid on freshet.log (xid);
+
+-- The timeline: a random number that names one unbroken history of transaction ids. The table is
+-- unlogged on purpose. Postgres may hand out a transaction id twice only after a crash, a failover
+-- or a restore from a backup, and in exactly these cases it empties unlogged tables. A value or a
+-- change of another timeline is never compared with this one's.
+create unlogged table freshet.timeline (
+    only_row boolean     primary key default true check (only_row),
+    id       bigint      not null check (id <> 0),
+    system   bigint      not null,
+    begun    timestamptz not null default clock_timestamp()
+);
+
+-- Which rows of the log may be gone: those visible to kept_from. next replaces it when it is old
+-- enough (freshet.trim).
+create table freshet.horizon (
+    only_row  boolean     primary key default true check (only_row),
+    kept_from pg_snapshot not null,
+    next      pg_snapshot not null,
+    next_at   timestamptz not null
+);
+insert into freshet.horizon (kept_from, next, next_at)
+values ('1:1:', pg_current_snapshot(), clock_timestamp());
+
+-- The timeline of the calling statement's snapshot; 0 when there is none: on a standby, whose values
+-- prove nothing, and after a crash until the first node has begun a new one.
+-- +goose StatementBegin
+create function freshet.current_timeline() returns bigint language plpgsql stable as $$
+begin
+    if pg_is_in_recovery() then
+        return 0;
+    end if;
+    return coalesce((select t.id from freshet.timeline t), 0);
+end $$;
+-- +goose StatementEnd
+
+-- Begins a timeline if there is none, or if the one that is there came with a dump of another
+-- server, or if it is the given one, which the caller has seen to be broken. Returns the current one.
+-- +goose StatementBegin
+create function freshet.begin_timeline(broken bigint default 0) returns bigint
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+declare
+    here    bigint := (select c.system_identifier from pg_control_system() c);
+    current bigint;
+begin
+    if pg_is_in_recovery() then
+        return 0;
+    end if;
+    select t.id into current from freshet.timeline t where t.system = here and t.id <> broken;
+    if current is not null then
+        return current;
+    end if;
+    lock table freshet.timeline in share row exclusive mode;
+    select t.id into current from freshet.timeline t where t.system = here and t.id <> broken;
+    if current is null then
+        delete from freshet.timeline;
+        insert into freshet.timeline (id, system)
+        values (('x' || substr(replace(gen_random_uuid()::text, '-', ''), 1, 15))::bit(60)::bigint + 1, here)
+        returning timeline.id into current;
+    end if;
+    return current;
+end $$;
+-- +goose StatementEnd
+
+-- Deletes rows of the log, at most the given number, that every transaction has been able to see for
+-- at least keep. Runs in one session at a time; the others return 0 at once.
+-- +goose StatementBegin
+create function freshet.trim(keep interval, at_most integer default 10000) returns bigint
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+declare
+    gone bigint;
+    upto pg_snapshot;
+begin
+    if not pg_try_advisory_xact_lock(hashtext('freshet.trim')) then
+        return 0;
+    end if;
+    update freshet.horizon h
+       set kept_from = h.next, next = pg_current_snapshot(), next_at = clock_timestamp()
+     where h.next_at < clock_timestamp() - keep;
+    select h.kept_from into upto from freshet.horizon h;
+    with old as (
+        select l.ctid from freshet.log l
+         where l.xid < pg_snapshot_xmax(upto) and pg_visible_in_snapshot(l.xid, upto)
+         limit at_most
+    )
+    delete from freshet.log l using old where l.ctid = old.ctid;
+    get diagnostics gone = row_count;
+    return gone;
+end $$;
+-- +goose StatementEnd
+
+-- Says that entities, one view of one, all entries with a tag, or a whole namespace changed. Call in
+-- the transaction that changes them; the change counts from its commit.
+-- +goose StatementBegin
+create function freshet.invalidate(namespace text, variadic ids text[]) returns void
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+begin
+    if coalesce(namespace, '') = '' then
+        raise exception 'freshet.invalidate: namespace is empty; want the namespace of a cache' using errcode = '22023';
+    end if;
+    if exists (select from unnest(ids) id where coalesce(id, '') = '') then
+        raise exception 'freshet.invalidate: an id is empty or null; want the id of an entity' using errcode = '22023';
+    end if;
+    insert into freshet.log (kind, namespace, id)
+    select 'e', namespace, id from unnest(ids) id group by id;
+end $$;
+
+create function freshet.invalidate_view(namespace text, id text, view text) returns void
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+begin
+    if coalesce(namespace, '') = '' or coalesce(id, '') = '' or coalesce(view, '') = '' then
+        raise exception 'freshet.invalidate_view: namespace, id or view is empty; want all three' using errcode = '22023';
+    end if;
+    insert into freshet.log (kind, namespace, id, view) values ('v', namespace, id, view);
+end $$;
+
+create function freshet.invalidate_tag(variadic tags text[]) returns void
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+begin
+    if exists (select from unnest(tags) tag where coalesce(tag, '') = '') then
+        raise exception 'freshet.invalidate_tag: a tag is empty or null; want the tag of an entry' using errcode = '22023';
+    end if;
+    insert into freshet.log (kind, id) select 't', tag from unnest(tags) tag group by tag;
+end $$;
+
+create function freshet.invalidate_namespace(namespace text) returns void
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+begin
+    if coalesce(namespace, '') = '' then
+        raise exception 'freshet.invalidate_namespace: namespace is empty; want the namespace of a cache' using errcode = '22023';
+    end if;
+    insert into freshet.log (kind, namespace) values ('n', namespace);
+end $$;
+-- +goose StatementEnd
+
+-- Makes every change of a table write the log, whoever makes it: the rows' entities and the tags
+-- made from their columns, before and after. A tag may name columns in braces, 'category:{category_id}';
+-- a row whose column is null does not carry that tag. A statement that changes more than 1000 entities
+-- writes one row for the namespace instead, one with more than 1000 tags one row for everything, and so
+-- does TRUNCATE for a table with such tags. Call again to change it.
+-- +goose StatementBegin
+create function freshet.watch(
+    relation  regclass,
+    namespace text,
+    id        text   default 'id',
+    tags      text[] default '{}'
+) returns void language plpgsql as $watch$
+declare
+    name      text := 'watch_' || relation::oid;
+    columns   text[] := (select array_agg(a.attname::text) from pg_catalog.pg_attribute a
+                          where a.attrelid = relation and a.attnum > 0 and not a.attisdropped);
+    tag       text;
+    part      text;
+    exprs     text[] := '{}';
+    expr      text;
+    templated boolean := false;
+    row_text  text;
+    op        text;
+begin
+    if coalesce(namespace, '') = '' then
+        raise exception 'freshet.watch: namespace is empty; want the namespace of a cache' using errcode = '22023';
+    end if;
+    if id is null or not id = any (columns) then
+        raise exception 'freshet.watch: id: table % has no column "%"', relation, id using errcode = '42703';
+    end if;
+    foreach tag in array tags loop
+        if coalesce(tag, '') = '' then
+            raise exception 'freshet.watch: tags: a tag is empty or null' using errcode = '22023';
+        end if;
+        expr := '';
+        -- The text between braces is a column, all else is itself.
+        for part in select m[1] from regexp_matches(tag, '(\{[^{}]*\}|[^{}]+|[{}])', 'g') m loop
+            expr := expr || case when expr = '' then '' else ' || ' end;
+            if part like '{%}' then
+                if not substr(part, 2, length(part) - 2) = any (columns) then
+                    raise exception 'freshet.watch: tags: % in "%": table % has no such column', part, tag, relation
+                        using errcode = '42703';
+                end if;
+                templated := true;
+                expr := expr || format('r.%I::text', substr(part, 2, length(part) - 2));
+            elsif part in ('{', '}') then
+                raise exception 'freshet.watch: tags: "%": a brace without its partner', tag using errcode = '22023';
+            else
+                expr := expr || quote_literal(part);
+            end if;
+        end loop;
+        exprs := exprs || expr;
+    end loop;
+
+    row_text := format('select r.%I::text as id, array[%s]::text[] as tags from %%s r', id, array_to_string(exprs, ', '));
+    expr := '';
+    foreach op in array array['INSERT', 'DELETE', 'UPDATE'] loop
+        expr := expr || format($branch$
+    if TG_OP = %L then
+        with rows as materialized (%s),
+             ids  as materialized (select distinct r.id from rows r limit 1001),
+             tags as materialized (select distinct t.tag from rows r, unnest(r.tags) t(tag) where t.tag is not null limit 1001),
+             many as materialized (select (select count(*) from ids) > 1000 as ids, (select count(*) from tags) > 1000 as tags)
+        insert into freshet.log (kind, namespace, id)
+        select 'e'::"char", %L, i.id from ids i, many m where not m.ids and i.id is not null
+        union all select 'n', %L, '' from many m where m.ids
+        union all select 't', '', t.tag from tags t, many m where not m.tags
+        union all select 'a', '', '' from many m where m.tags;
+        return null;
+    end if;$branch$,
+            op,
+            case op
+                when 'INSERT' then format(row_text, 'freshet_new')
+                when 'DELETE' then format(row_text, 'freshet_old')
+                else format(row_text, 'freshet_old') || ' union all ' || format(row_text, 'freshet_new')
+            end,
+            namespace, namespace);
+    end loop;
+
+    execute format($create$
+create or replace function freshet.%I() returns trigger
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $body$
+begin%s
+    insert into freshet.log (kind, namespace, id)
+    select 'n'::"char", %L, ''
+    union all select 't', '', t from unnest(%L::text[]) t
+    union all select 'a', '', '' where %L;
+    return null;
+end $body$$create$,
+        name, expr, namespace,
+        array(select t from unnest(tags) t where t not like '%{%'), templated);
+
+    foreach op in array array['INSERT', 'UPDATE', 'DELETE', 'TRUNCATE'] loop
+        execute format('drop trigger if exists %I on %s', 'freshet_' || lower(op), relation);
+        execute format('create trigger %I after %s on %s %s for each statement execute function freshet.%I()',
+            'freshet_' || lower(op), op, relation,
+            case op
+                when 'INSERT' then 'referencing new table as freshet_new'
+                when 'DELETE' then 'referencing old table as freshet_old'
+                when 'UPDATE' then 'referencing old table as freshet_old new table as freshet_new'
+                else ''
+            end,
+            name);
+        -- Also for writes applied with session_replication_role = replica.
+        execute format('alter table %s enable always trigger %I', relation, 'freshet_' || lower(op));
+    end loop;
+end $watch$;
+-- +goose StatementEnd
+
+grant usage on schema freshet to public;
+grant select on freshet.log, freshet.timeline, freshet.horizon to public;

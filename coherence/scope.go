@@ -1,0 +1,78 @@
+package coherence
+
+import (
+	"fmt"
+
+	"github.com/cespare/xxhash/v2"
+)
+
+// Kind says what sort of thing a change is about. Its values are the letters in freshet.log.
+type Kind byte
+
+// The kinds of scope, from the narrowest to the widest.
+const (
+	KindView       Kind = 'v' // one representation of one entity
+	KindEntity     Kind = 'e' // one entity, in every view
+	KindTag        Kind = 't' // every entry that carries the tag, in any namespace
+	KindNamespace  Kind = 'n' // every entry of a namespace
+	KindEverything Kind = 'a' // every entry of the application
+)
+
+// Scope is what a change is about. Fields that its kind does not use are empty.
+type Scope struct {
+	Kind      Kind
+	Namespace string
+	ID        string
+	View      string
+}
+
+// Entity is the scope of one entity in all its views.
+func Entity(namespace, id string) Scope { return Scope{Kind: KindEntity, Namespace: namespace, ID: id} }
+
+// View is the scope of one view of one entity.
+func View(namespace, id, view string) Scope {
+	return Scope{Kind: KindView, Namespace: namespace, ID: id, View: view}
+}
+
+// Tag is the scope of all entries with the tag.
+func Tag(tag string) Scope { return Scope{Kind: KindTag, ID: tag} }
+
+// Namespace is the scope of all entries of a namespace.
+func Namespace(namespace string) Scope { return Scope{Kind: KindNamespace, Namespace: namespace} }
+
+// Everything is the scope of all entries.
+func Everything() Scope { return Scope{Kind: KindEverything} }
+
+// String is how logs and tools show the scope.
+func (s Scope) String() string {
+	switch s.Kind {
+	case KindEverything:
+		return "everything"
+	case KindNamespace:
+		return "namespace " + s.Namespace
+	case KindTag:
+		return "tag " + s.ID
+	case KindEntity:
+		return s.Namespace + ":" + s.ID
+	case KindView:
+		return s.Namespace + ":" + s.ID + ":" + s.View
+	}
+	return fmt.Sprintf("unknown scope kind %q", byte(s.Kind))
+}
+
+// ScopeHash is the 64-bit name of a scope in memory and on the wire. Two scopes with one hash share
+// their changes: a collision can cause a needless load, never a wrong answer.
+type ScopeHash uint64
+
+// Hash is the xxHash64 of the kind and the fields, each behind a zero byte. It is the same on every
+// replica of every build: hints and entries in L2 carry it.
+func (s Scope) Hash() ScopeHash {
+	var space [256]byte
+	b := append(space[:0], byte(s.Kind), 0)
+	b = append(b, s.Namespace...)
+	b = append(b, 0)
+	b = append(b, s.ID...)
+	b = append(b, 0)
+	b = append(b, s.View...)
+	return ScopeHash(xxhash.Sum64(b))
+}

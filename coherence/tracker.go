@@ -1,0 +1,345 @@
+package coherence
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// TrackerConfig describes a [Tracker].
+type TrackerConfig struct {
+	Log  Log    // required; the tracker owns it from then on
+	Boot uint64 // names this process to other nodes; required
+	// Interval between polls, with a fifth of it as jitter either way; 0 = 250 ms.
+	Interval time.Duration
+	// Retention is how long changes stay in the log; a node that could not poll for longer, or an
+	// entry in L2 that is older when a node starts, must be loaded again. 0 = 1 h.
+	Retention time.Duration
+	// MaxChanges bounds the changes that one poll takes; when there are more, everything cached is
+	// looked at as changed. 0 = 200,000.
+	MaxChanges int
+	// Scopes is the size of the directory; 0 = [DefaultScopes].
+	Scopes int
+	Logger *slog.Logger // nil = slog.Default()
+}
+
+// ErrTrackerClosed is why a barrier fails after [Tracker.Close].
+var ErrTrackerClosed = errors.New("coherence: tracker is closed")
+
+// errUnproven: the poll came back, but what it saw cannot be relied on yet.
+var errUnproven = errors.New("coherence: the log was reset while it was polled")
+
+// Tracker follows the log in real time: one goroutine polls, events from the bus and from this node's
+// writes come in between. It is safe for concurrent use.
+type Tracker struct {
+	config TrackerConfig
+	log    *slog.Logger
+	start  time.Time
+	stamps Stamps
+	latest atomic.Pointer[Poll] // nil = nothing is proven
+
+	wake   chan struct{} // asks for a poll at once; sent by anyone, never closed
+	stop   context.CancelCauseFunc
+	done   sync.WaitGroup
+	closed chan struct{} // closed by Close
+
+	mu       sync.Mutex
+	follower *Follower // guarded by mu
+	dir      *Directory
+	next     *cohort // who waits for the next poll to be sent
+
+	polls, pollErrors, changes, missed, refused, flushes atomic.Uint64
+	failing                                              atomic.Bool
+	pollTime                                             atomic.Int64 // ns, of the last successful poll
+}
+
+// cohort is the callers that wait for one poll.
+type cohort struct {
+	done chan struct{} // closed when the poll is back; err and poll are set before
+	poll *Poll
+	err  error
+}
+
+func newCohort() *cohort { return &cohort{done: make(chan struct{})} }
+
+// NewTracker makes a tracker and starts to poll. [Tracker.Close] ends it.
+func NewTracker(c TrackerConfig) *Tracker {
+	c.Interval = cmp.Or(c.Interval, 250*time.Millisecond)
+	c.Retention = cmp.Or(c.Retention, time.Hour)
+	c.MaxChanges = cmp.Or(c.MaxChanges, 200_000)
+	dir := NewDirectory(c.Scopes)
+	ctx, stop := context.WithCancelCause(context.Background())
+	t := &Tracker{
+		config:   c,
+		log:      cmp.Or(c.Logger, slog.Default()),
+		start:    time.Now(),
+		wake:     make(chan struct{}, 1),
+		stop:     stop,
+		closed:   make(chan struct{}),
+		dir:      dir,
+		follower: NewFollower(c.Boot, dir),
+		next:     newCohort(),
+	}
+	t.done.Go(func() { t.run(ctx) })
+	return t
+}
+
+// Close stops polling, fails the barriers that wait, and closes the log.
+func (t *Tracker) Close() error {
+	t.stop(ErrTrackerClosed)
+	t.done.Wait()
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	select {
+	case <-t.closed:
+		return nil
+	default:
+	}
+	close(t.closed)
+	t.latest.Store(nil)
+	return t.config.Log.Close()
+}
+
+// Now is the present on the tracker's monotonic clock.
+func (t *Tracker) Now() Instant { return Instant(time.Since(t.start)) }
+
+// Latest is the poll that answers are checked against; nil = nothing is proven. A reader that looks
+// at stamps must call it before.
+func (t *Tracker) Latest() *Poll { return t.latest.Load() }
+
+// Failing reports whether the last poll failed.
+func (t *Tracker) Failing() bool { return t.failing.Load() }
+
+// Stamps are raised before the poll that brought the change becomes the latest.
+func (t *Tracker) Stamps() *Stamps { return &t.stamps }
+
+// Barrier returns after a poll that was sent after the call, so that every commit acknowledged before
+// the call is known. Callers share polls. The error says that there was no such poll.
+func (t *Tracker) Barrier(ctx context.Context) (*Poll, error) {
+	t.mu.Lock()
+	c := t.next
+	t.mu.Unlock()
+	t.pollSoon()
+	select {
+	case <-c.done:
+		return c.poll, c.err
+	case <-ctx.Done():
+		return nil, fmt.Errorf("coherence: barrier: %w", context.Cause(ctx))
+	case <-t.closed:
+		return nil, ErrTrackerClosed
+	}
+}
+
+func (t *Tracker) pollSoon() {
+	select {
+	case t.wake <- struct{}{}:
+	default: // one is asked for already
+	}
+}
+
+// Valid reports whether a value read under the snapshot is valid for all of its scopes, as far as this
+// node knows, and not behind what this node has served for the same value.
+func (t *Tracker) Valid(value ScopeHash, scopes []ScopeHash, snapshot Snapshot) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.valid(value, scopes, snapshot)
+}
+
+// Admit is [Tracker.Valid] for a value that comes from outside this process and is about to be served:
+// when its snapshot is newer than the latest poll, the node will serve nothing older after it.
+func (t *Tracker) Admit(value ScopeHash, scopes []ScopeHash, snapshot Snapshot) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if !t.valid(value, scopes, snapshot) {
+		return false
+	}
+	if !t.dir.Note(value, snapshot) {
+		t.pollSoon()
+	}
+	return true
+}
+
+func (t *Tracker) valid(value ScopeHash, scopes []ScopeHash, snapshot Snapshot) bool {
+	if !t.dir.CheckNote(value, snapshot) {
+		return false
+	}
+	for _, scope := range scopes {
+		if !t.dir.Check(scope, snapshot) {
+			return false
+		}
+	}
+	return true
+}
+
+// Observe takes an event from the bus or from this node's writes.
+func (t *Tracker) Observe(e Event) {
+	t.mu.Lock()
+	do := t.follower.Step(e)
+	t.apply(do)
+	t.mu.Unlock()
+	if do.Poll {
+		t.pollSoon()
+	}
+}
+
+// apply carries out all effects but polling. The caller holds mu.
+func (t *Tracker) apply(do Effects) {
+	for _, scope := range do.Raised {
+		t.stamps.raise(scope)
+	}
+	if do.Flush != "" {
+		t.stamps.flush()
+		t.flushes.Add(1)
+		t.log.Warn("coherence: everything cached is looked at as changed", "reason", string(do.Flush))
+	}
+	if do.Unproven {
+		t.latest.Store(nil)
+	}
+	if do.Latest != nil {
+		t.latest.Store(do.Latest)
+	}
+	t.changes.Add(uint64(len(do.Raised)))
+	t.missed.Add(do.Missed)
+	t.refused.Add(do.Refused)
+}
+
+// run is the polling goroutine.
+func (t *Tracker) run(ctx context.Context) {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	trimAt := t.Now().Add(jitter(t.config.Retention / 50))
+	var pause time.Duration
+	for {
+		select {
+		case <-ctx.Done():
+			t.finish(context.Cause(ctx))
+			return
+		case <-timer.C:
+		case <-t.wake:
+		}
+		if t.poll(ctx) {
+			pause = 0
+			if t.Now() >= trimAt {
+				trimAt = t.Now().Add(t.trim(ctx))
+			}
+			timer.Reset(jitter(t.config.Interval))
+			continue
+		}
+		// Barriers that come now wait for the next attempt, which is not made at once: a server that
+		// refuses connections must not be asked in a loop.
+		pause = min(max(2*pause, 20*time.Millisecond), t.config.Interval)
+		timer.Reset(pause)
+		select {
+		case <-ctx.Done():
+			t.finish(context.Cause(ctx))
+			return
+		case <-timer.C:
+		}
+		timer.Reset(0)
+	}
+}
+
+// poll sends one poll, or another when the first cannot be relied on, and answers the cohort.
+func (t *Tracker) poll(ctx context.Context) bool {
+	t.mu.Lock()
+	waiting := t.next
+	t.next = newCohort()
+	t.mu.Unlock()
+	for range 4 {
+		waiting.poll, waiting.err = t.pollOnce(ctx)
+		if !errors.Is(waiting.err, errUnproven) {
+			break
+		}
+	}
+	close(waiting.done)
+	failed := waiting.err != nil
+	if failed != t.failing.Swap(failed) {
+		if failed {
+			t.log.Warn("coherence: polling fails; nothing newer can be proven", "error", waiting.err)
+		} else {
+			t.log.Info("coherence: polling works again")
+		}
+	}
+	return !failed
+}
+
+func (t *Tracker) pollOnce(ctx context.Context) (*Poll, error) {
+	t.mu.Lock()
+	since, mark := t.follower.Send()
+	t.mu.Unlock()
+	sent := t.Now()
+	result, err := t.config.Log.Poll(ctx, since, t.config.MaxChanges)
+	if err != nil {
+		t.pollErrors.Add(1)
+		return nil, err
+	}
+	t.polls.Add(1)
+	t.pollTime.Store(int64(t.Now().Sub(sent)))
+	t.mu.Lock()
+	do := t.follower.Step(PollReturned{Sent: sent, Mark: mark, Result: result})
+	t.apply(do)
+	t.mu.Unlock()
+	if do.Renew != 0 || result.Snapshot.Timeline == 0 {
+		if err := t.config.Log.Renew(ctx, do.Renew); err != nil {
+			return nil, err
+		}
+	}
+	if do.Latest == nil {
+		return nil, errUnproven
+	}
+	return do.Latest, nil
+}
+
+// trim deletes old changes and returns when to do it again.
+func (t *Tracker) trim(ctx context.Context) time.Duration {
+	n, err := t.config.Log.Trim(ctx, t.config.Retention)
+	if err != nil {
+		t.log.Warn("coherence: old changes stay in the log for now", "error", err)
+	}
+	if n > 0 {
+		return time.Second // there may be more
+	}
+	return jitter(t.config.Retention / 50)
+}
+
+// finish fails the barriers that wait for a poll that will not be sent.
+func (t *Tracker) finish(cause error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.next.err = cause
+	close(t.next.done)
+}
+
+// jitter is d within a fifth of it either way, so that nodes do not act in step.
+func jitter(d time.Duration) time.Duration {
+	return d - d/5 + rand.N(max(2*d/5, 1))
+}
+
+// TrackerStats are counts since the start.
+type TrackerStats struct {
+	Polls, PollErrors uint64
+	PollTime          time.Duration // of the last successful poll
+	Changes           uint64        // scopes that changed, as they became known
+	HintsMissed       uint64        // published by others and not heard
+	HintsRefused      uint64        // of another timeline, or absurd
+	Flushes           uint64
+	Unsettled         int // scopes with changes that no poll has seen yet
+}
+
+// Stats are the counts by now.
+func (t *Tracker) Stats() TrackerStats {
+	t.mu.Lock()
+	unsettled := len(t.dir.unsettled)
+	t.mu.Unlock()
+	return TrackerStats{
+		Polls: t.polls.Load(), PollErrors: t.pollErrors.Load(), PollTime: time.Duration(t.pollTime.Load()),
+		Changes: t.changes.Load(), HintsMissed: t.missed.Load(), HintsRefused: t.refused.Load(),
+		Flushes: t.flushes.Load(), Unsettled: unsettled,
+	}
+}
