@@ -1,0 +1,65 @@
+# The reaper of one stack: waits until standard input closes, which happens when
+# the process that owns the stack ends in whatever way, then kills the servers
+# that are left and removes the folder. After an orderly Close nothing is left to
+# do.
+#
+#   $1     the stack's folder
+#   $2...  the programs whose processes may be killed
+#
+# A process is the stack's when its working folder lies in the stack's folder and
+# it runs one of the programs. Process ids are never remembered, so a reused one
+# cannot be hit.
+trap '' HUP INT QUIT TERM
+cd /
+folder=$1
+shift
+case $folder in
+/*/freshet-stack-*) ;;
+*) exit 2 ;;
+esac
+
+read -r _
+
+# Prints the ids of the stack's processes.
+servers() {
+	if [ -d /proc/self/cwd ]; then
+		for process in /proc/[0-9]*; do
+			cwd=$(readlink "$process/cwd" 2>/dev/null) || continue
+			case $cwd in
+			"$folder"/*) ;;
+			*) continue ;;
+			esac
+			exe=$(readlink "$process/exe" 2>/dev/null) || continue
+			for program; do
+				# A program that was upgraded meanwhile shows as "... (deleted)".
+				case $exe in
+				"$program" | "$program "*) echo "${process#/proc/}" ;;
+				esac
+			done
+		done
+	elif command -v lsof >/dev/null 2>&1; then
+		lsof -t -a -d cwd -c redis -c postgres -c initdb +D "$folder" 2>/dev/null
+	fi
+}
+
+round=0
+while [ "$round" -lt 100 ]; do
+	found=$(servers "$@")
+	if [ -z "$found" ]; then
+		# Postgres, when killed, leaves a small segment of System V shared
+		# memory, named in line 7 of its lock file as "key id".
+		lock=$folder/postgres/data/postmaster.pid
+		if [ -f "$lock" ]; then
+			id=$(sed -n '7s/^ *[0-9]* *\([0-9][0-9]*\) *$/\1/p' "$lock")
+			[ -z "$id" ] || ipcrm -m "$id" 2>/dev/null
+		fi
+		rm -rf -- "$folder" 2>/dev/null
+		[ -e "$folder" ] || exit 0
+	else
+		# shellcheck disable=SC2086 # one word per process
+		kill -9 $found 2>/dev/null
+	fi
+	sleep 0.1
+	round=$((round + 1))
+done
+exit 1
