@@ -1,0 +1,373 @@
+package tiers
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/redis/rueidis"
+	"github.com/sony/gobreaker/v2"
+)
+
+const (
+	// connectTimeout bounds each of dialing, TLS and the Redis handshake. Connecting happens in the
+	// background, so it may take longer than a call.
+	connectTimeout = time.Second
+	// An unreachable node is tried again after minBackoff, then twice as long each time up to
+	// maxBackoff, each give or take a quarter.
+	minBackoff, maxBackoff = 20 * time.Millisecond, time.Second
+	// A connection that is quiet for pingAfter must answer a PING within pingTimeout, or is ended: so
+	// ends one whose node hangs.
+	pingAfter, pingTimeout = time.Second, 500 * time.Millisecond
+	// maxOutstanding bounds the calls of one connection that Redis has not answered, those included whose
+	// callers have given up. It is below rueidis' ring of 2^ringScale, in which a call would otherwise
+	// wait for a place without regard for its deadline. The call above it is refused.
+	ringScale, maxOutstanding = 11, 2000
+)
+
+// shard is one primary of the cluster: the connection to it, kept up by run, and its counters.
+type shard struct {
+	id, address string
+	config      *L2Config
+	log         *slog.Logger
+
+	link   atomic.Pointer[link] // nil while there is no connection; set by run
+	cancel context.CancelFunc   // ends run
+
+	requests, failures, refused atomic.Uint64
+
+	// Errors that every call gets while the shard is down, made once.
+	errNoConnection, errOpen, errFull error
+}
+
+func newShard(id, address string, c *L2Config) *shard {
+	because := func(cause string) error { return fmt.Errorf("%w: shard %s: %s", ErrUnavailable, address, cause) }
+	return &shard{
+		id: id, address: address, config: c, log: c.logger().With("shard", address),
+		errNoConnection: because("no connection"),
+		errOpen:         because("its breaker is open"),
+		errFull:         because("too many calls without an answer"),
+	}
+}
+
+// link is the lifetime of one connection. rueidis would dial again in the middle of a call; here a lost
+// connection is the end of its client, and run makes the next in the background.
+type link struct {
+	client rueidis.Client
+	// breaker belongs to the connection, not to the shard: a new connection has just answered the Redis
+	// handshake, so it starts closed and recovery need not wait for a breaker's timeout.
+	breaker *gobreaker.TwoStepCircuitBreaker[struct{}]
+
+	// Redis answers in order. abandoned counts the calls given up without an answer, and answered how
+	// many of those had been given up before some call started that got one: they are answered too.
+	inFlight, abandoned, answered atomic.Int64
+}
+
+// run keeps a connection up until ctx ends.
+func (s *shard) run(ctx context.Context) {
+	backoff, warned := minBackoff, false
+	for ctx.Err() == nil {
+		client, w, err := connect(ctx, s.address, s.config)
+		if err != nil {
+			if !warned && ctx.Err() == nil {
+				warned = true
+				s.log.Warn("redis shard cannot be reached; trying on", "err", err)
+			}
+			pause(ctx, spread(backoff))
+			backoff = min(2*backoff, maxBackoff)
+			continue
+		}
+		s.log.Info("redis shard connected")
+		since := time.Now()
+		s.link.Store(&link{client: client, breaker: newBreaker(s.address, s.log)})
+		select {
+		case <-w.lost:
+		case <-ctx.Done():
+		}
+		s.link.Store(nil)
+		disconnect(client, w, s.config.timeout())
+		if ctx.Err() == nil {
+			s.log.Warn("redis shard lost its connection")
+		}
+		// A connection that never lasts is a failure, too.
+		if warned = false; time.Since(since) > maxBackoff {
+			backoff = minBackoff
+		} else {
+			pause(ctx, spread(backoff))
+			backoff = min(2*backoff, maxBackoff)
+		}
+	}
+}
+
+// newBreaker trips after 5 failures in a row, so that a dead or hanging primary costs each caller at
+// most one Timeout and all together five; or when half of at least 20 calls of the last 10 seconds
+// failed, which is worse than having no shared cache. It stays open for 2 s, for then three calls may
+// try: the failed trial costs three callers one Timeout each, which is little, and keeps a recovered
+// shard off for 2 s at most.
+func newBreaker(name string, log *slog.Logger) *gobreaker.TwoStepCircuitBreaker[struct{}] {
+	return gobreaker.NewTwoStepCircuitBreaker[struct{}](gobreaker.Settings{
+		Name:         name,
+		MaxRequests:  3,
+		Interval:     10 * time.Second,
+		BucketPeriod: time.Second,
+		Timeout:      2 * time.Second,
+		ReadyToTrip: func(c gobreaker.Counts) bool {
+			return c.ConsecutiveFailures >= 5 || (c.Requests >= 20 && 2*c.TotalFailures >= c.Requests)
+		},
+		IsSuccessful: healthy,
+		IsExcluded:   func(err error) bool { return errors.Is(err, errCallerGone) },
+		OnStateChange: func(_ string, from, to gobreaker.State) {
+			log.Warn("redis shard breaker", "from", from.String(), "to", to.String())
+		},
+	})
+}
+
+// errCallerGone: the caller cancelled, or its own deadline came first. It says nothing of the shard.
+var errCallerGone = errors.New("the caller gave up")
+
+// healthy reports whether the node that answered err can serve. A nil reply, a redirection, a refused
+// write (OOM) or a wrong type are answers of a node in order.
+func healthy(err error) bool {
+	if err == nil {
+		return true
+	}
+	reply, ok := rueidis.IsRedisErr(err)
+	if !ok {
+		return false
+	}
+	for _, unable := range [...]string{"LOADING", "CLUSTERDOWN", "MASTERDOWN", "BUSY ", "NOAUTH", "READONLY"} {
+		if strings.HasPrefix(reply.Error(), unable) {
+			return false
+		}
+	}
+	return true
+}
+
+func wrongType(err error) bool {
+	reply, ok := rueidis.IsRedisErr(err)
+	return ok && strings.HasPrefix(reply.Error(), "WRONGTYPE")
+}
+
+// redirection is where MOVED or ASK points to.
+func redirection(err error) (address string, asking, ok bool) {
+	if err == nil {
+		return "", false, false
+	}
+	reply, isReply := rueidis.IsRedisErr(err)
+	if !isReply {
+		return "", false, false
+	}
+	if address, ok = reply.IsMoved(); ok {
+		return address, false, true
+	}
+	address, ok = reply.IsAsk()
+	return address, ok, ok
+}
+
+// resolve completes an address without a host: it means the host that it was heard from.
+func (s *shard) resolve(address string) string {
+	host, _, _ := net.SplitHostPort(s.address)
+	return completeAddress(address, host)
+}
+
+func completeAddress(address, host string) string {
+	if strings.HasPrefix(address, ":") {
+		return net.JoinHostPort(host, address[1:])
+	}
+	return address
+}
+
+// state is the breaker's, or "open" without a connection.
+func (s *shard) state() string {
+	l := s.link.Load()
+	if l == nil {
+		return gobreaker.StateOpen.String()
+	}
+	return l.breaker.State().String()
+}
+
+// send sends the requests as one pipeline and puts the replies into them. An error means that none has
+// a reply that counts; the error is ready for the caller. ctx ends with the call's own deadline or
+// with caller.
+func (s *shard) send(ctx, caller context.Context, reqs []*request) error {
+	l := s.link.Load()
+	if l == nil {
+		s.refused.Add(1)
+		return s.errNoConnection
+	}
+	before := l.abandoned.Load()
+	defer l.inFlight.Add(-1)
+	if l.inFlight.Add(1)+before-l.answered.Load() > maxOutstanding {
+		s.refused.Add(1)
+		return s.errFull
+	}
+	done, err := l.breaker.Allow()
+	if err != nil {
+		s.refused.Add(1)
+		return s.errOpen
+	}
+	s.requests.Add(1)
+
+	verdict, unanswered := l.exchange(ctx, reqs)
+	switch {
+	case unanswered && ctx.Err() != nil:
+		l.abandoned.Add(1)
+	case !unanswered:
+		raise(&l.answered, before)
+	}
+	if unanswered && caller.Err() != nil {
+		done(errCallerGone)
+		return fmt.Errorf("%w: shard %s: %w: %w", ErrUnavailable, s.address, errCallerGone, caller.Err())
+	}
+	done(verdict)
+	if !healthy(verdict) {
+		s.failures.Add(1)
+	}
+	switch {
+	case !unanswered:
+		return nil
+	case ctx.Err() != nil:
+		return fmt.Errorf("%w: shard %s: no answer within %v", ErrUnavailable, s.address, s.config.timeout())
+	}
+	return fmt.Errorf("%w: shard %s: %w", ErrUnavailable, s.address, verdict)
+}
+
+// exchange sends the requests and stores the replies. Its verdict is the worst of the replies' errors;
+// unanswered says that it is no reply of Redis.
+func (l *link) exchange(ctx context.Context, reqs []*request) (verdict error, unanswered bool) {
+	b := l.client.B()
+	if len(reqs) == 1 && !reqs[0].asking {
+		reqs[0].reply = l.client.Do(ctx, reqs[0].build(b))
+		return judge(reqs)
+	}
+	cmds := make([]rueidis.Completed, 0, len(reqs)+1)
+	for _, r := range reqs {
+		if r.asking {
+			cmds = append(cmds, b.Arbitrary("ASKING").Build())
+		}
+		cmds = append(cmds, r.build(b))
+	}
+	results := l.client.DoMulti(ctx, cmds...)
+	for _, r := range reqs {
+		if r.asking {
+			results = results[1:]
+		}
+		r.reply, results = results[0], results[1:]
+	}
+	return judge(reqs)
+}
+
+func judge(reqs []*request) (verdict error, unanswered bool) {
+	for _, r := range reqs {
+		if err := r.reply.NonRedisError(); err != nil {
+			return err, true
+		}
+		if err := r.reply.Error(); !healthy(err) {
+			verdict = err
+		}
+	}
+	return verdict, false
+}
+
+// raise makes the counter at least v.
+func raise(counter *atomic.Int64, v int64) {
+	for {
+		old := counter.Load()
+		if old >= v || counter.CompareAndSwap(old, v) {
+			return
+		}
+	}
+}
+
+// wire tells when rueidis has closed the connection, which it does as soon as reading or writing fails.
+type wire struct {
+	net.Conn
+	once sync.Once
+	lost chan struct{} // closed by the first Close
+}
+
+func (w *wire) Close() error {
+	w.once.Do(func() { close(w.lost) })
+	return w.Conn.Close()
+}
+
+var errLost = errors.New("the connection was lost")
+
+// connect makes a client of one node with one connection, and no other ever.
+func connect(ctx context.Context, address string, c *L2Config) (rueidis.Client, *wire, error) {
+	var w *wire
+	stop := func() bool { return true }
+	dial := func(_ context.Context, address string, d *net.Dialer, t *tls.Config) (net.Conn, error) {
+		if w != nil {
+			return nil, errLost
+		}
+		dialing, cancel := context.WithTimeout(ctx, connectTimeout)
+		defer cancel()
+		var conn net.Conn
+		var err error
+		if t != nil {
+			conn, err = (&tls.Dialer{NetDialer: d, Config: t}).DialContext(dialing, "tcp", address)
+		} else {
+			conn, err = d.DialContext(dialing, "tcp", address)
+		}
+		if err != nil {
+			return nil, err
+		}
+		w = &wire{Conn: conn, lost: make(chan struct{})}
+		stop = context.AfterFunc(ctx, func() { w.Close() }) // the handshake does not look at ctx
+		return w, nil
+	}
+	client, err := rueidis.NewClient(rueidis.ClientOption{
+		InitAddress:       []string{address},
+		ForceSingleClient: true,
+		Username:          c.Username,
+		Password:          c.Password,
+		TLSConfig:         c.TLS,
+		DialCtxFn:         dial,
+		Dialer:            net.Dialer{Timeout: connectTimeout, KeepAlive: pingAfter},
+		ConnWriteTimeout:  max(pingTimeout, c.timeout()),
+		PipelineMultiplex: -1, // one connection: Redis answers in order
+		RingScaleEachConn: ringScale,
+		AlwaysPipelining:  true, // else a late answer to a lone call would end the connection
+		DisableCache:      true, // client-side caching: L1 is under the directory's rule instead
+		DisableRetry:      true, // a retry would outlive the caller's interest and hide failures from the breaker
+	})
+	stop()
+	if err != nil {
+		if client != nil {
+			client.Close()
+		}
+		return nil, nil, err
+	}
+	return client, w, nil
+}
+
+// disconnect ends a client; calls in flight get their answers if they come within grace.
+func disconnect(client rueidis.Client, w *wire, grace time.Duration) {
+	force := time.AfterFunc(grace, func() { w.Close() })
+	defer force.Stop()
+	client.Close()
+}
+
+// pause returns after d, or when ctx ends.
+func pause(ctx context.Context, d time.Duration) {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+}
+
+// spread is d give or take a quarter.
+func spread(d time.Duration) time.Duration {
+	return d*3/4 + rand.N(d/2)
+}
