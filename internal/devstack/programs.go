@@ -1,14 +1,12 @@
 package devstack
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
 	"os/exec"
 	"path/filepath"
 	"regexp"
 	"runtime"
-	"slices"
 	"strconv"
 	"strings"
 )
@@ -104,48 +102,42 @@ func findRedis() (redisProgram, error) {
 // findPostgres prefers the newest version in the folders of packages over PATH,
 // which on Debian holds wrappers for the system's own cluster.
 func findPostgres(folders []string) (postgresProgram, error) {
-	var candidates []string
+	var newest int
+	var found postgresProgram
+	var errs []error
+	try := func(folder string) {
+		p := postgresProgram{server: filepath.Join(folder, "postgres"), initdb: filepath.Join(folder, "initdb")}
+		if _, err := exec.LookPath(p.initdb); err != nil {
+			return // a package with the client programs only
+		}
+		major, err := version(p.server, `(\d+)`)
+		switch {
+		case err != nil:
+			errs = append(errs, err)
+		case major < oldestPostgres:
+			errs = append(errs, fmt.Errorf("%s is version %d", p.server, major))
+		case major > newest:
+			newest, found = major, p
+		}
+	}
 	for _, pattern := range folders {
-		found, err := filepath.Glob(pattern)
+		matches, err := filepath.Glob(pattern)
 		if err != nil {
 			return postgresProgram{}, err
 		}
-		candidates = append(candidates, found...)
-	}
-	slices.SortStableFunc(candidates, func(a, b string) int { return cmp.Compare(numberIn(b), numberIn(a)) })
-	if path, err := exec.LookPath("initdb"); err == nil {
-		if path, err = filepath.Abs(path); err == nil {
-			candidates = append(candidates, filepath.Dir(path))
+		for _, folder := range matches {
+			try(folder)
 		}
 	}
-	err := errors.New("none found")
-	for _, folder := range candidates {
-		p := postgresProgram{server: filepath.Join(folder, "postgres"), initdb: filepath.Join(folder, "initdb")}
-		if _, lookErr := exec.LookPath(p.initdb); lookErr != nil {
-			continue // a package with the client programs only
-		}
-		major, versionErr := version(p.server, `(\d+)`)
-		switch {
-		case versionErr != nil:
-			err = versionErr
-		case major < oldestPostgres:
-			err = fmt.Errorf("%s is version %d", p.server, major)
-		default:
-			return p, nil
-		}
+	if path, err := exec.LookPath("initdb"); err != nil {
+		errs = append(errs, err)
+	} else if path, err = filepath.Abs(path); err == nil && newest == 0 {
+		try(filepath.Dir(path))
 	}
-	return postgresProgram{}, err
-}
-
-var digits = regexp.MustCompile(`\d+`)
-
-// numberIn returns the first number in a path, 0 when there is none.
-func numberIn(path string) int {
-	n, err := strconv.Atoi(digits.FindString(path))
-	if err != nil {
-		return 0
+	if newest == 0 {
+		return postgresProgram{}, errors.Join(errs...)
 	}
-	return n
+	return found, nil
 }
 
 // version runs the program with --version and returns the number that the

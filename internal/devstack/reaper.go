@@ -1,6 +1,7 @@
 package devstack
 
 import (
+	"bufio"
 	_ "embed"
 	"errors"
 	"fmt"
@@ -27,7 +28,8 @@ type reaper struct {
 }
 
 // startReaper starts the reaper in a session of its own, so that no signal for
-// the terminal, and none for this process's group, reaches it.
+// the terminal, and none for this process's group, reaches it. It returns when the
+// reaper can be relied on.
 func startReaper(s *spawner, folder string, executables []string) (*reaper, error) {
 	input, pipe, err := os.Pipe()
 	if err != nil {
@@ -38,11 +40,19 @@ func startReaper(s *spawner, folder string, executables []string) (*reaper, erro
 	cmd.Dir = "/"
 	cmd.Env = childEnvironment()
 	cmd.Stdin = input
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return nil, fmt.Errorf("devstack: reaper: %w", errors.Join(err, input.Close(), pipe.Close()))
+	}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := errors.Join(s.start(cmd), input.Close()); err != nil {
 		return nil, fmt.Errorf("devstack: reaper: %w", errors.Join(err, pipe.Close()))
 	}
-	return &reaper{cmd: cmd, pipe: pipe}, nil
+	r := &reaper{cmd: cmd, pipe: pipe}
+	if line, err := bufio.NewReader(out).ReadString('\n'); line != "ready\n" {
+		return nil, fmt.Errorf("devstack: reaper: it said %q instead of ready: %w", line, errors.Join(err, r.close()))
+	}
+	return r, nil
 }
 
 // close lets the reaper do its work and end.

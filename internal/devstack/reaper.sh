@@ -18,18 +18,21 @@ case $folder in
 *) exit 2 ;;
 esac
 
+# From here on it can be relied on.
+echo ready
+exec >/dev/null 2>&1
 read -r _
 
 # Prints the ids of the stack's processes.
 servers() {
 	if [ -d /proc/self/cwd ]; then
 		for process in /proc/[0-9]*; do
-			cwd=$(readlink "$process/cwd" 2>/dev/null) || continue
+			cwd=$(readlink "$process/cwd") || continue
 			case $cwd in
-			"$folder"/*) ;;
+			"$folder" | "$folder"/*) ;;
 			*) continue ;;
 			esac
-			exe=$(readlink "$process/exe" 2>/dev/null) || continue
+			exe=$(readlink "$process/exe") || continue
 			for program; do
 				# A program that was upgraded meanwhile shows as "... (deleted)".
 				case $exe in
@@ -37,8 +40,8 @@ servers() {
 				esac
 			done
 		done
-	elif command -v lsof >/dev/null 2>&1; then
-		lsof -t -a -d cwd -c redis -c postgres -c initdb +D "$folder" 2>/dev/null
+	elif command -v lsof >/dev/null; then
+		lsof -t -a -d cwd -c redis -c postgres -c initdb +D "$folder"
 	fi
 }
 
@@ -51,13 +54,13 @@ while [ "$round" -lt 100 ]; do
 		lock=$folder/postgres/data/postmaster.pid
 		if [ -f "$lock" ]; then
 			id=$(sed -n '7s/^ *[0-9]* *\([0-9][0-9]*\) *$/\1/p' "$lock")
-			[ -z "$id" ] || ipcrm -m "$id" 2>/dev/null
+			[ -z "$id" ] || ipcrm -m "$id"
 		fi
-		rm -rf -- "$folder" 2>/dev/null
+		rm -rf -- "$folder"
 		[ -e "$folder" ] || exit 0
 	else
 		# shellcheck disable=SC2086 # one word per process
-		kill -9 $found 2>/dev/null
+		kill -9 $found
 	fi
 	sleep 0.1
 	round=$((round + 1))

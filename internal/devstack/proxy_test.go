@@ -1,0 +1,290 @@
+package devstack_test
+
+import (
+	"bytes"
+	"database/sql"
+	"errors"
+	"io"
+	"net"
+	"net/url"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/freshet-cache/freshet/internal/devstack"
+	"github.com/freshet-cache/freshet/internal/devstack/stacktest"
+)
+
+// echo runs a server that sends everything back, and ends its side when the
+// client has ended its own.
+func echo(t *testing.T) (addr string) {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var conns sync.WaitGroup
+	conns.Go(func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			conns.Go(func() {
+				defer c.Close()
+				io.Copy(c, c)
+			})
+		}
+	})
+	t.Cleanup(func() {
+		l.Close()
+		conns.Wait()
+	})
+	return l.Addr().String()
+}
+
+func proxy(t *testing.T, target string) *devstack.Proxy {
+	t.Helper()
+	p, err := devstack.NewProxy(target)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(p.Close)
+	return p
+}
+
+func dial(t *testing.T, addr string) net.Conn {
+	t.Helper()
+	c, err := net.Dial("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	return c
+}
+
+// ask sends a byte and waits for it to come back.
+func ask(t *testing.T, c net.Conn, limit time.Duration) error {
+	t.Helper()
+	if err := c.SetDeadline(time.Now().Add(limit)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Write([]byte{'?'}); err != nil {
+		return err
+	}
+	_, err := io.ReadFull(c, make([]byte, 1))
+	return err
+}
+
+func timedOut(err error) bool {
+	var e net.Error
+	return errors.As(err, &e) && e.Timeout()
+}
+
+func TestProxyForwardsEverythingAndTheEnd(t *testing.T) {
+	p := proxy(t, echo(t))
+	c := dial(t, p.Addr())
+	sent := bytes.Repeat([]byte("freshet "), 1<<20) // 8 MiB, more than all buffers
+	var writer sync.WaitGroup
+	writer.Go(func() {
+		if _, err := c.Write(sent); err != nil {
+			t.Error(err)
+		}
+		if err := c.(*net.TCPConn).CloseWrite(); err != nil {
+			t.Error(err)
+		}
+	})
+	got, err := io.ReadAll(c)
+	writer.Wait()
+	if err != nil || !bytes.Equal(got, sent) {
+		t.Errorf("%d bytes came back (%v), want the %d that were sent", len(got), err, len(sent))
+	}
+}
+
+func TestProxyCutDropsAndRefuses(t *testing.T) {
+	p := proxy(t, echo(t))
+	c := dial(t, p.Addr())
+	if err := ask(t, c, time.Minute); err != nil {
+		t.Fatal(err)
+	}
+	p.Cut()
+	if err := ask(t, c, time.Minute); err == nil || timedOut(err) {
+		t.Errorf("on a cut connection: %v, want it broken", err)
+	}
+	if _, err := net.Dial("tcp", p.Addr()); !errors.Is(err, syscall.ECONNREFUSED) {
+		t.Errorf("new connection while cut: %v, want it refused", err)
+	}
+	p.Heal()
+	if err := ask(t, dial(t, p.Addr()), time.Minute); err != nil {
+		t.Errorf("after Heal: %v", err)
+	}
+}
+
+func TestProxyStallHoldsBytesUntilHeal(t *testing.T) {
+	p := proxy(t, echo(t))
+	old := dial(t, p.Addr())
+	if err := ask(t, old, time.Minute); err != nil {
+		t.Fatal(err)
+	}
+	for _, before := range []func(){func() {}, p.Cut} { // a stall may follow a cut
+		before()
+		p.Stall()
+		c := dial(t, p.Addr())
+		if err := ask(t, c, short); !timedOut(err) {
+			t.Errorf("new connection while stalled: %v, want a timeout", err)
+		}
+		p.Heal()
+		if err := c.SetDeadline(time.Now().Add(time.Minute)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.ReadFull(c, make([]byte, 1)); err != nil {
+			t.Errorf("what was sent while stalled did not come back: %v", err)
+		}
+	}
+}
+
+func TestProxyStallHoldsExistingConnections(t *testing.T) {
+	p := proxy(t, echo(t))
+	c := dial(t, p.Addr())
+	if err := ask(t, c, time.Minute); err != nil {
+		t.Fatal(err)
+	}
+	p.Stall()
+	if err := ask(t, c, short); !timedOut(err) {
+		t.Errorf("while stalled: %v, want a timeout", err)
+	}
+	p.Cut()
+	if err := ask(t, c, time.Minute); err == nil || timedOut(err) {
+		t.Errorf("cut while stalled: %v, want it broken", err)
+	}
+}
+
+func TestProxyStallIsBounded(t *testing.T) {
+	p := proxy(t, echo(t))
+	c := dial(t, p.Addr())
+	p.Stall()
+	if err := c.SetWriteDeadline(time.Now().Add(time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	// The kernel's socket buffers, some MiB each, take their share too.
+	n, err := c.Write(make([]byte, 64<<20))
+	if !timedOut(err) {
+		t.Errorf("a stalled proxy took %d bytes (%v), want the sender held up", n, err)
+	}
+}
+
+func TestProxyDelaysEachDirection(t *testing.T) {
+	const delay = 50 * time.Millisecond
+	p := proxy(t, echo(t))
+	c := dial(t, p.Addr())
+	p.Delay(delay)
+	began := time.Now()
+	if err := ask(t, c, time.Minute); err != nil {
+		t.Fatal(err)
+	}
+	if took := time.Since(began); took < 2*delay {
+		t.Errorf("a round trip took %v with %v delay, want twice the delay or more", took, delay)
+	}
+	p.Delay(time.Hour)
+	if err := ask(t, c, short); !timedOut(err) {
+		t.Errorf("with an hour's delay: %v, want a timeout", err)
+	}
+	p.Heal()
+	if err := ask(t, dial(t, p.Addr()), time.Minute); err != nil {
+		t.Errorf("after Heal: %v", err)
+	}
+}
+
+func TestProxyOfAnAbsentServerBreaksConnections(t *testing.T) {
+	p := proxy(t, "127.0.0.1:1")
+	// The connection may break before dialling it has returned.
+	c, err := net.Dial("tcp", p.Addr())
+	if err == nil {
+		defer c.Close()
+		err = ask(t, c, time.Minute)
+	}
+	if err == nil || timedOut(err) {
+		t.Errorf("through to nobody: %v, want the connection broken", err)
+	}
+	if _, err := devstack.NewProxy("nonsense"); err == nil || !strings.Contains(err.Error(), "host:port") {
+		t.Errorf("target without a port: %v, want an error that says what is right", err)
+	}
+}
+
+func TestProxyCloseEndsStalledAndDelayedConnections(t *testing.T) {
+	p := proxy(t, echo(t))
+	p.Delay(time.Hour)
+	delayed := dial(t, p.Addr())
+	if err := ask(t, delayed, short); !timedOut(err) {
+		t.Fatal(err)
+	}
+	p.Stall()
+	stalled := dial(t, p.Addr())
+	p.Close()
+	p.Close()
+	for _, c := range []net.Conn{delayed, stalled} {
+		if err := ask(t, c, time.Minute); err == nil || timedOut(err) {
+			t.Errorf("after Close: %v, want the connection broken", err)
+		}
+	}
+	p.Heal()
+	if _, err := net.Dial("tcp", p.Addr()); !errors.Is(err, syscall.ECONNREFUSED) {
+		t.Errorf("new connection after Close: %v, want it refused", err)
+	}
+}
+
+func TestProxyControlsRunTogether(t *testing.T) {
+	p := proxy(t, echo(t))
+	var users sync.WaitGroup
+	for _, control := range []func(){p.Cut, p.Stall, p.Heal, func() { p.Delay(time.Millisecond) }} {
+		users.Go(func() {
+			for range 200 {
+				control()
+			}
+		})
+	}
+	users.Go(func() {
+		for range 200 {
+			if c, err := net.Dial("tcp", p.Addr()); err == nil {
+				c.Write([]byte("?"))
+				c.Close()
+			}
+		}
+	})
+	users.Wait()
+	p.Heal()
+	if err := ask(t, dial(t, p.Addr()), time.Minute); err != nil {
+		t.Errorf("after all that: %v", err)
+	}
+}
+
+func TestProxyCutsOneClientOffFromPostgres(t *testing.T) {
+	direct := database(t, "proxied")
+	dsn, err := url.Parse(stacktest.Stack().Postgres.DSN())
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := proxy(t, dsn.Host)
+	dsn.Host, dsn.Path = p.Addr(), "proxied"
+	remote, err := sql.Open("postgres", dsn.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer remote.Close()
+	if _, err := remote.ExecContext(t.Context(), "insert into t values (1)"); err != nil {
+		t.Fatal(err)
+	}
+	p.Cut()
+	if _, err := remote.ExecContext(t.Context(), "insert into t values (2)"); err == nil {
+		t.Error("the client that was cut off reached the server")
+	}
+	if got := rows(t, direct); got != 1 {
+		t.Errorf("another client sees %d rows, want 1", got)
+	}
+	p.Heal()
+	if _, err := remote.ExecContext(t.Context(), "insert into t values (3)"); err != nil {
+		t.Errorf("after Heal: %v", err)
+	}
+}
