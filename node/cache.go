@@ -1,0 +1,411 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/freshet-cache/freshet/cluster"
+	"github.com/freshet-cache/freshet/coherence"
+	"github.com/freshet-cache/freshet/tiers"
+)
+
+// Errors that callers branch on, with errors.Is.
+var (
+	// ErrNotFound: the source says that there is no such thing.
+	ErrNotFound = errors.New("not found")
+	// ErrOverloaded: a bound on concurrent work was reached.
+	ErrOverloaded = tiers.ErrOverloaded
+	// ErrUncertain: the freshness asked for cannot be proven and no STALE answer is allowed or there.
+	ErrUncertain = tiers.ErrUncertain
+	// ErrClosed: the node is closed.
+	ErrClosed = tiers.ErrClosed
+	// ErrTooLarge: a value is above a limit.
+	ErrTooLarge = tiers.ErrTooLarge
+	// ErrBadID: no entry can have that id.
+	ErrBadID = tiers.ErrBadID
+)
+
+// Tier is where an answer came from.
+type Tier = tiers.Tier
+
+// The tiers, from the nearest to the farthest.
+const (
+	TierL1     = tiers.TierL1
+	TierL2     = tiers.TierL2
+	TierOwner  = tiers.TierOwner
+	TierSource = tiers.TierSource
+)
+
+// Token is how far a session has come; see [AtLeast].
+type Token = coherence.Token
+
+// ParseToken reads a token's text; empty text is the zero Token, which asks for nothing.
+func ParseToken(text string) (Token, error) { return coherence.ParseToken(text) }
+
+// ReadOption changes what one read asks for.
+type ReadOption struct {
+	kind     optionKind
+	duration time.Duration
+	token    Token
+}
+
+type optionKind uint8
+
+const (
+	optionBudget optionKind = iota + 1
+	optionStale
+	optionToken
+)
+
+// Within sets the freshness budget of this read, up to [MaxBudget]. 0 asks for every commit that was
+// acknowledged before the read began, at the price of a poll that concurrent reads share.
+func Within(budget time.Duration) ReadOption { return ReadOption{kind: optionBudget, duration: budget} }
+
+// StaleWithin allows this read a STALE answer up to this age, in place of [Config.MaxStale]; 0 = none.
+func StaleWithin(age time.Duration) ReadOption { return ReadOption{kind: optionStale, duration: age} }
+
+// AtLeast keeps this read from going behind the token: it sees the session's own writes and nothing
+// older than what the session has read, on whichever replica.
+func AtLeast(t Token) ReadOption { return ReadOption{kind: optionToken, token: t} }
+
+// Entry is a labelled answer.
+type Entry[V any] struct {
+	Value V
+	// Fresh is the label: FRESH if true, STALE otherwise.
+	Fresh bool
+	// Age bounds the staleness: the answer reflects every commit older than this.
+	Age time.Duration
+	// Tier is where the answer came from.
+	Tier Tier
+	// Version is a hash of the encoded value: the same value has the same on every replica.
+	Version uint64
+	// TTL is what is left of the entry's time to live; not positive for a STALE one that expired.
+	TTL time.Duration
+	// Token is that of a session that has seen this answer.
+	Token Token
+}
+
+// Source says where a cache's values come from: [SQL] or [Func].
+type Source[V any] func(n *Node) (tiers.Source[V], error)
+
+// SQL is the source of entities that one query returns. Its parameter $1 is the array of ids; one of
+// its columns must be named id, and the others match V's fields as in sqlx. The node wraps the query
+// so that the rows and the snapshot under which they were read come from one statement.
+func SQL[V any](query string) Source[V] {
+	return func(n *Node) (tiers.Source[V], error) { return tiers.NewSQLSource[V](n.loads, query) }
+}
+
+// Func is a source in Go. It returns what there is of the ids, and must read the present state, not a
+// replica's. Each load costs a poll more than with [SQL].
+func Func[V any](load func(ctx context.Context, ids []string) (map[string]V, error)) Source[V] {
+	return func(n *Node) (tiers.Source[V], error) {
+		if load == nil {
+			return nil, errors.New("Func got a nil function")
+		}
+		return tiers.FuncSource[V]{Tracker: n.tracker, Func: load}, nil
+	}
+}
+
+// CacheConfig describes a cache of entities.
+type CacheConfig[V any] struct {
+	// Namespace of the entities, as in the change log: a lower-case letter, then letters, digits,
+	// dots, dashes, underscores. Required.
+	Namespace string
+	// View names this representation among several of the same entities; "" = "detail".
+	View string
+	// Source is required.
+	Source Source[V]
+	// Tags of an entry, up to 64: invalidating a tag invalidates every entry that has it. nil = none.
+	Tags func(id string, v V) []string
+	// TTL and NegativeTTL bound how long an entry is kept, with a tenth of jitter, for what exists and
+	// for what does not; 0 = 1 h and 30 s. They save space; freshness does not need them.
+	TTL, NegativeTTL time.Duration
+	// MaxEntries and MaxBytes bound this cache in L1; 0 = 100,000 and 64 MiB. Bytes are those of the
+	// encoded values and an allowance for what stands around them.
+	MaxEntries int
+	MaxBytes   int64
+}
+
+// Cache is a cache of one view of a namespace's entities. It is safe for concurrent use.
+type Cache[V any] struct {
+	node  *Node
+	name  cacheName
+	tiers *tiers.Cache[V]
+}
+
+// NewCache makes a cache on the node. A node has one cache for each namespace and view.
+func NewCache[V any](n *Node, c CacheConfig[V]) (*Cache[V], error) {
+	name := cacheName{c.Namespace, c.View}
+	if name.view == "" {
+		name.view = "detail"
+	}
+	fail := func(err error) (*Cache[V], error) {
+		return nil, fmt.Errorf("node: cache of %q, view %q: %w", name.namespace, name.view, err)
+	}
+	if c.Source == nil {
+		return fail(errors.New("CacheConfig.Source is nil; want SQL or Func"))
+	}
+	source, err := c.Source(n)
+	if err != nil {
+		return fail(err)
+	}
+	inner, err := newTiers(n, name, tiers.Config[V]{
+		Source: source, Tags: c.Tags, TTL: c.TTL, NegativeTTL: c.NegativeTTL, MaxEntries: c.MaxEntries, MaxBytes: c.MaxBytes,
+		Key: func(id string) (string, error) {
+			key, err := n.keys.Entity(generation, name.namespace, id, name.view)
+			if err != nil {
+				return "", fmt.Errorf("%w: %w", ErrBadID, err)
+			}
+			return key, nil
+		},
+	})
+	if err != nil {
+		return fail(err)
+	}
+	return &Cache[V]{node: n, name: name, tiers: inner}, nil
+}
+
+// generation is that of every namespace until generations can be changed.
+const generation = 1
+
+// newTiers makes the read path and enters it in the node.
+func newTiers[V any](n *Node, name cacheName, c tiers.Config[V]) (*tiers.Cache[V], error) {
+	if err := errors.Join(cluster.CheckNamespace(name.namespace), cluster.CheckView(name.view)); err != nil {
+		return nil, err
+	}
+	c.Namespace, c.View = name.namespace, name.view
+	shared := tiers.Shared{
+		Tracker: n.tracker, L2: n.l2, Bulkhead: n.bulkhead, LoadTimeout: n.config.loadTimeout(), Logger: n.log,
+	}
+	if n.peers != nil {
+		shared.Peers = n.peers
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.closed {
+		return nil, ErrClosed
+	}
+	if _, there := n.caches[name]; there {
+		return nil, errors.New("this node has one already; want another namespace or view")
+	}
+	inner, err := tiers.NewCache(shared, c)
+	if err != nil {
+		return nil, err
+	}
+	n.caches[name] = inner
+	return inner, nil
+}
+
+// Get returns the value, [ErrNotFound] if there is none, or why it cannot be had.
+func (c *Cache[V]) Get(ctx context.Context, id string, options ...ReadOption) (V, error) {
+	r, err := c.tiers.Lookup(ctx, id, c.node.want(options))
+	if err == nil && r.Absent {
+		err = ErrNotFound
+	}
+	return r.Value, wrap(c.name, id, err)
+}
+
+// Lookup is [Cache.Get] with the labels. When the error is [ErrNotFound] the entry's labels are those
+// of the answer "not found".
+func (c *Cache[V]) Lookup(ctx context.Context, id string, options ...ReadOption) (Entry[V], error) {
+	r, err := c.tiers.Lookup(ctx, id, c.node.want(options))
+	return entryOf(c.name, id, &r, err)
+}
+
+// GetMany returns what there is of the ids, labelled; ids that do not exist are not in the map. What is
+// not in L1 travels together. On an error the map holds the entries that could be had, and the error
+// is that of one that could not. At most [MaxIDs] ids.
+func (c *Cache[V]) GetMany(ctx context.Context, ids []string, options ...ReadOption) (map[string]Entry[V], error) {
+	if len(ids) > MaxIDs {
+		return nil, fmt.Errorf("node: GetMany of %d ids: want at most %d: %w", len(ids), MaxIDs, ErrTooLarge)
+	}
+	results, err := c.tiers.LookupMany(ctx, ids, c.node.want(options))
+	entries := make(map[string]Entry[V], len(ids))
+	for i := range results {
+		if r := &results[i]; r.Tier != 0 && !r.Absent {
+			entries[ids[i]], _ = entryOf(c.name, ids[i], r, nil)
+		}
+	}
+	if err != nil {
+		return entries, fmt.Errorf("node: GetMany: %w", err)
+	}
+	return entries, nil
+}
+
+// MaxIDs bounds the ids of one call.
+const MaxIDs = 10_000
+
+// Invalidate says that the entities changed, in a transaction of its own. The token keeps reads that
+// carry it from seeing them as they were.
+func (c *Cache[V]) Invalidate(ctx context.Context, ids ...string) (Token, error) {
+	return c.node.Invalidate(ctx, c.name.namespace, ids...)
+}
+
+// QueryConfig describes a cache of query results: lists, counts.
+type QueryConfig[V any] struct {
+	// Namespace is that of the entities the query is about: invalidating it invalidates the results.
+	Namespace string
+	// View names this query among those of the namespace; required.
+	View string
+	// Query gives the SQL and its arguments. It must return one row with one column of JSON that
+	// decodes into V; no row or null means that there is no result. The texts should be few: each is
+	// prepared once per connection. Required.
+	Query func(p cluster.Params) (sql string, args []any, err error)
+	// Tags are what the result depends on, up to 64.
+	Tags func(p cluster.Params, v V) []string
+	// TTL, MaxEntries, MaxBytes as in [CacheConfig].
+	TTL        time.Duration
+	MaxEntries int
+	MaxBytes   int64
+}
+
+// QueryCache is a cache of the results of one query under its parameters.
+type QueryCache[V any] struct {
+	node  *Node
+	name  cacheName
+	tiers *tiers.Cache[V]
+}
+
+// NewQueryCache makes a cache of query results on the node.
+func NewQueryCache[V any](n *Node, c QueryConfig[V]) (*QueryCache[V], error) {
+	name := cacheName{c.Namespace, c.View}
+	fail := func(err error) (*QueryCache[V], error) {
+		return nil, fmt.Errorf("node: query cache of %q, view %q: %w", name.namespace, name.view, err)
+	}
+	if c.Query == nil {
+		return fail(errors.New("QueryConfig.Query is nil; want a function that gives the SQL"))
+	}
+	config := tiers.Config[V]{
+		TTL: c.TTL, NegativeTTL: c.TTL, MaxEntries: c.MaxEntries, MaxBytes: c.MaxBytes,
+		Source: tiers.NewQuerySource[V](n.loads, func(id string) (string, []any, error) {
+			p, err := paramsOf(id)
+			if err != nil {
+				return "", nil, err
+			}
+			return c.Query(p)
+		}),
+		Key: func(id string) (string, error) {
+			p, err := paramsOf(id)
+			if err != nil {
+				return "", fmt.Errorf("%w: %w", ErrBadID, err)
+			}
+			key, err := n.keys.Query(generation, name.namespace, p, name.view)
+			if err != nil {
+				return "", fmt.Errorf("%w: %w", ErrBadID, err)
+			}
+			return key, nil
+		},
+	}
+	if c.Tags != nil {
+		config.Tags = func(id string, v V) []string {
+			p, err := paramsOf(id)
+			if err != nil {
+				return nil // Key has refused such an id
+			}
+			return c.Tags(p, v)
+		}
+	}
+	inner, err := newTiers(n, name, config)
+	if err != nil {
+		return fail(err)
+	}
+	return &QueryCache[V]{node: n, name: name, tiers: inner}, nil
+}
+
+// idOf is the canonical text of parameters, by which a query's result is known in this process and to
+// peers. It starts with ? so that no entity's scope is taken for a query's.
+func idOf(p cluster.Params) string {
+	values := make(url.Values, len(p))
+	for name, value := range p {
+		values.Set(name, value)
+	}
+	return "?" + values.Encode() // sorted by name
+}
+
+func paramsOf(id string) (cluster.Params, error) {
+	text, ok := strings.CutPrefix(id, "?")
+	if !ok {
+		return nil, errors.New("not the text of a query's parameters")
+	}
+	values, err := url.ParseQuery(text)
+	if err != nil {
+		return nil, fmt.Errorf("parameters: %w", err)
+	}
+	p := make(cluster.Params, len(values))
+	for name := range values {
+		p[name] = values.Get(name)
+	}
+	return p, nil
+}
+
+// Get returns the query's result, [ErrNotFound] if there is none, or why it cannot be had.
+func (c *QueryCache[V]) Get(ctx context.Context, p cluster.Params, options ...ReadOption) (V, error) {
+	e, err := c.Lookup(ctx, p, options...)
+	return e.Value, err
+}
+
+// Lookup is [QueryCache.Get] with the labels.
+func (c *QueryCache[V]) Lookup(ctx context.Context, p cluster.Params, options ...ReadOption) (Entry[V], error) {
+	id := idOf(p)
+	r, err := c.tiers.Lookup(ctx, id, c.node.want(options))
+	return entryOf(c.name, id, &r, err)
+}
+
+// want is what a read with the options asks for.
+func (n *Node) want(options []ReadOption) tiers.Want {
+	want := tiers.Want{Budget: n.config.budget(), MaxStale: n.config.MaxStale}
+	for i := range options {
+		switch o := &options[i]; o.kind {
+		case optionBudget:
+			want.Budget = min(max(o.duration, 0), MaxBudget)
+		case optionStale:
+			want.MaxStale = min(max(o.duration, 0), MaxBudget)
+		case optionToken:
+			want.Token = want.Token.Merge(o.token)
+		}
+	}
+	return want
+}
+
+func entryOf[V any](name cacheName, id string, r *tiers.Result[V], err error) (Entry[V], error) {
+	if err != nil {
+		return Entry[V]{}, wrap(name, id, err)
+	}
+	e := Entry[V]{
+		Value: r.Value, Fresh: r.Fresh, Age: r.Age, Tier: r.Tier, Version: r.Version, TTL: r.TTL, Token: r.Token(),
+	}
+	if r.Absent {
+		return e, wrap(name, id, ErrNotFound)
+	}
+	return e, nil
+}
+
+// wrap says what was being read; a plain nil and the sentinel of a frequent answer cost nothing.
+func wrap(name cacheName, id string, err error) error {
+	if err == nil || err == ErrNotFound { //nolint:errorlint // identity: it is our own, unwrapped
+		return err
+	}
+	return &Error{Op: "read", Namespace: name.namespace, View: name.view, Err: err}
+}
+
+// Error says what failed. The id is not in it: ids may be personal data, and logs are read widely.
+type Error struct {
+	Op        string // "read" or "write"
+	Namespace string // empty for a write
+	View      string // empty for a write
+	Err       error  // the cause; errors.Is finds the sentinels in it
+}
+
+func (e *Error) Error() string {
+	if e.Namespace == "" {
+		return "node: " + e.Op + ": " + e.Err.Error()
+	}
+	return "node: " + e.Op + " " + e.Namespace + " (" + e.View + "): " + e.Err.Error()
+}
+
+// Unwrap is the cause.
+func (e *Error) Unwrap() error { return e.Err }

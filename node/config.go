@@ -1,0 +1,169 @@
+package node
+
+import (
+	"cmp"
+	"crypto/rand"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"regexp"
+	"strings"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/freshet-cache/freshet/cluster"
+	"github.com/freshet-cache/freshet/tiers"
+)
+
+// Config describes a node. Zero fields mean their defaults; App and Postgres.DSN have none.
+type Config struct {
+	// App names the application in keys, subjects and metrics: a lower-case letter, then up to 31
+	// lower-case letters, digits and dashes. Nodes of one application share it.
+	App string
+	// ID names this node among its peers, up to 64 letters, digits, dots, dashes and underscores.
+	// Default: host name and a random end.
+	ID string
+	// Address is where others reach this replica, shown in membership; may be empty.
+	Address string
+
+	Postgres PostgresConfig
+	Redis    RedisConfig
+	NATS     NATSConfig
+
+	// Budget is the freshness budget of reads that name none; 0 = 1 s. For a budget of 0 see [Within].
+	Budget time.Duration
+	// MaxStale is how old an answer may be when freshness cannot be proven; 0 = none is given.
+	MaxStale time.Duration
+
+	// Logger gets what operators should know; nil = slog.Default(). Keys' values are never logged.
+	Logger *slog.Logger
+	// Registry gets the node's metrics; nil = they can still be read by [Node.Collector].
+	Registry prometheus.Registerer
+}
+
+// PostgresConfig is the source and the log.
+type PostgresConfig struct {
+	// DSN is lib/pq's URL or key=value text. It must lead to the primary. Required.
+	DSN string
+	// MaxConns bounds the loads that run at once; 0 = 16. Writes have as many connections of their
+	// own, the log has one.
+	MaxConns int
+	// Queue bounds the loads that wait for their turn; 0 = 256. Beyond it reads get [ErrOverloaded].
+	Queue int
+	// PollInterval is the time between two polls of the log; 0 = 250 ms. It must be shorter than
+	// Config.Budget, or most reads would wait for a poll.
+	PollInterval time.Duration
+	// PollTimeout bounds one poll; 0 = 1 s.
+	PollTimeout time.Duration
+	// LoadTimeout bounds one load, waiting included; 0 = 5 s.
+	LoadTimeout time.Duration
+	// Retention is how long changes stay in the log; 0 = 1 h.
+	Retention time.Duration
+}
+
+// RedisConfig is the Redis Cluster.
+type RedisConfig struct {
+	// Addrs are some of its nodes, host:port; none = the node works without L2.
+	Addrs              []string
+	Username, Password string
+	TLS                *tls.Config
+	// Timeout bounds every call; 0 = 50 ms.
+	Timeout time.Duration
+	// MaxValue is the largest entry stored, in bytes; 0 = 8 MiB. Larger ones stay in L1, if they fit.
+	MaxValue int
+}
+
+// NATSConfig is the bus.
+type NATSConfig struct {
+	// URLs of its servers; none = the node works without hints and peers.
+	URLs []string
+	// Credentials is the path of a credentials file; empty = none.
+	Credentials string
+	TLS         *tls.Config
+}
+
+// MaxBudget bounds budgets and the age of STALE answers.
+const MaxBudget = 24 * time.Hour
+
+var nodeID = regexp.MustCompile(`^[A-Za-z0-9._-]{1,64}$`)
+
+// Validate reports all problems at once, each naming its field.
+func (c Config) Validate() error {
+	var problems []error
+	wrong := func(field, format string, args ...any) {
+		problems = append(problems, fmt.Errorf("node: Config.%s: %s", field, fmt.Sprintf(format, args...)))
+	}
+	if _, err := cluster.NewKeys(c.App); err != nil {
+		wrong("App", "%v", err)
+	}
+	if c.ID != "" && !nodeID.MatchString(c.ID) {
+		wrong("ID", "%q; want 1 to 64 letters, digits, dots, dashes or underscores", c.ID)
+	}
+	if strings.TrimSpace(c.Postgres.DSN) == "" {
+		wrong("Postgres.DSN", "is empty; want the URL of the primary")
+	}
+	for _, d := range []struct {
+		field    string
+		value    time.Duration
+		min, max time.Duration
+	}{
+		{"Budget", c.Budget, time.Millisecond, MaxBudget},
+		{"MaxStale", c.MaxStale, time.Millisecond, MaxBudget},
+		{"Postgres.PollInterval", c.Postgres.PollInterval, time.Millisecond, time.Minute},
+		{"Postgres.PollTimeout", c.Postgres.PollTimeout, 10 * time.Millisecond, time.Minute},
+		{"Postgres.LoadTimeout", c.Postgres.LoadTimeout, 10 * time.Millisecond, 10 * time.Minute},
+		{"Postgres.Retention", c.Postgres.Retention, time.Minute, 7 * 24 * time.Hour},
+	} {
+		if d.value != 0 && (d.value < d.min || d.value > d.max) {
+			wrong(d.field, "%v; want %v to %v, or 0 for the default", d.value, d.min, d.max)
+		}
+	}
+	for _, n := range []struct {
+		field      string
+		value, max int
+	}{
+		{"Postgres.MaxConns", c.Postgres.MaxConns, 1000},
+		{"Postgres.Queue", c.Postgres.Queue, 1_000_000},
+	} {
+		if n.value < 0 || n.value > n.max {
+			wrong(n.field, "%d; want 1 to %d, or 0 for the default", n.value, n.max)
+		}
+	}
+	if c.budget() <= c.pollInterval() {
+		wrong("Budget", "%v is not above Postgres.PollInterval %v: most reads would wait for a poll; ask for less by Within", c.budget(), c.pollInterval())
+	}
+	if len(c.Redis.Addrs) > 0 {
+		if err := c.l2().Validate(); err != nil {
+			wrong("Redis", "%v", err)
+		}
+	}
+	return errors.Join(problems...)
+}
+
+func (c Config) id() string {
+	if c.ID != "" {
+		return c.ID
+	}
+	host, err := os.Hostname()
+	if err != nil || !nodeID.MatchString(host) {
+		host = "node"
+	}
+	return fmt.Sprintf("%.50s-%s", host, strings.ToLower(rand.Text()[:6]))
+}
+
+func (c Config) budget() time.Duration { return cmp.Or(c.Budget, time.Second) }
+func (c Config) logger() *slog.Logger  { return cmp.Or(c.Logger, slog.Default()) }
+func (c Config) pollInterval() time.Duration {
+	return cmp.Or(c.Postgres.PollInterval, 250*time.Millisecond)
+}
+func (c Config) loadTimeout() time.Duration { return cmp.Or(c.Postgres.LoadTimeout, 5*time.Second) }
+
+func (c Config) l2() tiers.L2Config {
+	return tiers.L2Config{
+		Addrs: c.Redis.Addrs, Username: c.Redis.Username, Password: c.Redis.Password, TLS: c.Redis.TLS,
+		Timeout: c.Redis.Timeout, MaxValue: c.Redis.MaxValue, Logger: c.Logger,
+	}
+}

@@ -1,0 +1,30 @@
+// Package node is Freshet as a service uses it: a [Node] per process, a [Cache] per view of a
+// namespace.
+//
+//	n, err := node.Open(ctx, node.Config{App: "shop", Postgres: ..., Redis: ..., NATS: ...})
+//	defer n.Close()
+//	products, err := node.NewCache(n, node.CacheConfig[Product]{
+//		Namespace: "product",
+//		Source:    node.SQL[Product](`select id, name from products where id = any($1)`),
+//	})
+//	product, err := products.Get(ctx, "42")
+//
+// # What an answer says
+//
+// Every answer is labelled. FRESH ([Entry.Fresh]) means that it reflects every Postgres commit older
+// than the budget of the read: [Config.Budget], or [Within] for one read; 0 asks for every commit that
+// was acknowledged before the read began. STALE means that this cannot be proven now; the answer is
+// then at most [Entry.Age] old, and is only given to who allows it ([Config.MaxStale], [StaleWithin]).
+//
+// # What it needs
+//
+// Postgres is the authority. A change counts when the writer's transaction logs it: through
+// [Node.Write], through a trigger that freshet.watch made, or by freshet.invalidate in SQL. Redis and
+// NATS make answers faster, never righter; both may be missing or down, also when the node opens.
+//
+// # What is not promised
+//
+// See package coherence: two primaries at once, synchronous_commit off, writers that bypass triggers
+// and log. Values are shared by all who read them: who changes what a returned value points to
+// changes it for everybody.
+package node

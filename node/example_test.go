@@ -1,0 +1,83 @@
+package node_test
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/freshet-cache/freshet/node"
+)
+
+// Product is a row of a table of the application.
+type Product struct {
+	ID    string
+	Name  string
+	Price int
+}
+
+// Where the servers are. Without Redis there is no L2, without NATS news travels by polls.
+var (
+	postgres = node.PostgresConfig{DSN: "postgres://shop@localhost/shop"}
+	redis    = node.RedisConfig{Addrs: []string{"redis-0:6379", "redis-1:6379", "redis-2:6379"}}
+	nats     = node.NATSConfig{URLs: []string{"nats://localhost:4222"}}
+)
+
+func Example() {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	err := func() error {
+		n, err := node.Open(ctx, node.Config{App: "shop", Postgres: postgres, Redis: redis, NATS: nats})
+		if err != nil {
+			return err
+		}
+		defer n.Close()
+		products, err := node.NewCache(n, node.CacheConfig[Product]{
+			Namespace: "product",
+			Source:    node.SQL[Product](`select id, name, price from products where id = any($1)`),
+		})
+		if err != nil {
+			return err
+		}
+		e, err := products.Lookup(ctx, "42", node.Within(50*time.Millisecond))
+		fmt.Println(e.Value.Name, e.Fresh, e.Age, e.Tier)
+		return err
+	}()
+	if err != nil {
+		fmt.Println(err)
+	}
+}
+
+func ExampleNode_Write() {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	reprice := func(n *node.Node, products *node.Cache[Product]) error {
+		token, err := n.Write(ctx, func(tx *node.Tx) error {
+			if _, err := tx.ExecContext(ctx, `update products set price = 950 where id = '42'`); err != nil {
+				return err
+			}
+			return tx.Invalidate("product", "42")
+		})
+		if err != nil {
+			return err
+		}
+		p, err := products.Get(ctx, "42", node.AtLeast(token))
+		fmt.Println(p.Price)
+		return err
+	}
+	n, err := node.Open(ctx, node.Config{App: "shop", Postgres: postgres})
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	defer n.Close()
+	products, err := node.NewCache(n, node.CacheConfig[Product]{
+		Namespace: "product",
+		Source:    node.SQL[Product](`select id, name, price from products where id = any($1)`),
+	})
+	if err == nil {
+		err = reprice(n, products)
+	}
+	if err != nil {
+		fmt.Println(err)
+	}
+}

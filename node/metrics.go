@@ -1,0 +1,111 @@
+package node
+
+import (
+	"cmp"
+	"slices"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// Collector exports the node's metrics. Each call returns an equal one: registering two is an error.
+// Labels are bounded: namespaces, views and shards come from the configuration and the cluster, never
+// from keys.
+func (n *Node) Collector() prometheus.Collector { return collector{n} }
+
+type collector struct{ node *Node }
+
+func describe(name, help string, labels ...string) *prometheus.Desc {
+	return prometheus.NewDesc("freshet_"+name, help, labels, nil)
+}
+
+// Describe implements [prometheus.Collector].
+func (c collector) Describe(descs chan<- *prometheus.Desc) { prometheus.DescribeByCollect(c, descs) }
+
+// Collect implements [prometheus.Collector].
+func (c collector) Collect(out chan<- prometheus.Metric) {
+	counter := func(d *prometheus.Desc, v uint64, labels ...string) {
+		out <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), labels...)
+	}
+	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
+		out <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
+	}
+	s := c.node.Stats()
+
+	reads := describe("reads_total", "Reads by label of the answer.", "namespace", "view", "label")
+	answers := describe("answers_total", "Answers by the tier they came from.", "namespace", "view", "tier")
+	negative := describe("negative_answers_total", "Answers that said: not found.", "namespace", "view")
+	loads := describe("loads_total", "Ids asked of the source.", "namespace", "view")
+	loadErrors := describe("load_errors_total", "Ids asked of the source in vain.", "namespace", "view")
+	loadSeconds := describe("load_seconds_total", "Time spent in loads.", "namespace", "view")
+	coalesced := describe("coalesced_reads_total", "Reads that joined the flight of another.", "namespace", "view")
+	cut := describe("lease_cut_through_total", "Loads that waited for another replica's lease in vain.", "namespace", "view")
+	refused := describe("entries_refused_total", "Entries from L2 or a peer that were not used.", "namespace", "view", "reason")
+	fills := describe("fill_errors_total", "Loaded entries that did not get into L2.", "namespace", "view")
+	entries := describe("l1_entries", "Entries in L1.", "namespace", "view")
+	bytes := describe("l1_bytes", "Bytes accounted to entries in L1.", "namespace", "view")
+	evictions := describe("l1_evictions_total", "Entries evicted from L1 for space.", "namespace", "view")
+	for _, v := range s.Namespaces {
+		counter(reads, v.Fresh, v.Namespace, v.View, "fresh")
+		counter(reads, v.Stale, v.Namespace, v.View, "stale")
+		counter(reads, v.Errors, v.Namespace, v.View, "error")
+		counter(answers, v.L1Hits, v.Namespace, v.View, TierL1.String())
+		counter(answers, v.L2Hits, v.Namespace, v.View, TierL2.String())
+		counter(answers, v.OwnerHits, v.Namespace, v.View, TierOwner.String())
+		counter(answers, v.SourceHits, v.Namespace, v.View, TierSource.String())
+		counter(negative, v.Negative, v.Namespace, v.View)
+		counter(loads, v.Loads, v.Namespace, v.View)
+		counter(loadErrors, v.LoadErrors, v.Namespace, v.View)
+		out <- prometheus.MustNewConstMetric(loadSeconds, prometheus.CounterValue, v.LoadSeconds, v.Namespace, v.View)
+		counter(coalesced, v.Coalesced, v.Namespace, v.View)
+		counter(cut, v.CutThrough, v.Namespace, v.View)
+		counter(refused, v.Rejected, v.Namespace, v.View, "outdated")
+		counter(refused, v.Unusable, v.Namespace, v.View, "unusable")
+		counter(fills, v.FillErrors, v.Namespace, v.View)
+		gauge(entries, float64(v.L1Entries), v.Namespace, v.View)
+		gauge(bytes, float64(v.L1Bytes), v.Namespace, v.View)
+		counter(evictions, v.L1Evictions, v.Namespace, v.View)
+	}
+
+	gauge(describe("poll_age_seconds", "Age of what the node knows of Postgres; bounds the staleness of FRESH answers."), s.PollAge)
+	gauge(describe("poll_seconds", "Duration of the last poll of the log."), s.PollSeconds)
+	polls := describe("polls_total", "Polls of the log.", "result")
+	counter(polls, s.Polls, "ok")
+	counter(polls, s.PollErrors, "error")
+	counter(describe("changes_total", "Scopes that changed, as they became known."), s.Changes)
+	counter(describe("flushes_total", "Times that everything cached was looked at as changed."), s.Flushes)
+	counter(describe("writes_total", "Writes through this node."), s.Writes)
+	hints := describe("hints_total", "Hints by what became of them.", "result")
+	counter(hints, s.HintsSent, "published")
+	counter(hints, s.HintsReceived, "heard")
+	counter(hints, s.HintGaps, "missed")
+	counter(hints, s.HintsRefused, "refused")
+	gauge(describe("members", "Replicas in the membership view."), float64(len(s.Members)))
+
+	source := describe("source_loads", "Loads by state; the limit is that of the bulkhead.", "state")
+	gauge(source, float64(s.Source.Running), "running")
+	gauge(source, float64(s.Source.Waiting), "waiting")
+	gauge(source, float64(s.Source.Peak), "peak")
+	gauge(source, float64(s.Source.Places), "limit")
+	counter(describe("source_refused_total", "Loads refused by the bulkhead."), s.Source.Refused)
+
+	breaker := describe("l2_breaker_state", "1 for the state that the shard's breaker is in.", "shard", "state")
+	requests := describe("l2_requests_total", "Requests to the shard by outcome.", "shard", "outcome")
+	for _, shard := range s.Shards {
+		for _, state := range []string{"closed", "half-open", "open"} {
+			is := 0.0
+			if shard.State == state {
+				is = 1
+			}
+			gauge(breaker, is, shard.Name, state)
+		}
+		counter(requests, shard.Requests-min(shard.Failures, shard.Requests), shard.Name, "ok")
+		counter(requests, shard.Failures, shard.Name, "failed")
+		counter(requests, shard.Refused, shard.Name, "refused")
+	}
+}
+
+func sortStats(all []namedStats) {
+	slices.SortFunc(all, func(a, b namedStats) int {
+		return cmp.Or(cmp.Compare(a.name.namespace, b.name.namespace), cmp.Compare(a.name.view, b.name.view))
+	})
+}

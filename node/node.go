@@ -1,0 +1,287 @@
+package node
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/jmoiron/sqlx"
+	"github.com/nats-io/nats.go"
+
+	"github.com/freshet-cache/freshet/cluster"
+	"github.com/freshet-cache/freshet/coherence"
+	"github.com/freshet-cache/freshet/tiers"
+)
+
+// Node is one replica's part of the cache. It is safe for concurrent use.
+type Node struct {
+	config Config
+	id     string
+	boot   uint64
+	log    *slog.Logger
+	keys   cluster.Keys
+
+	loads    *sqlx.DB // for sources
+	db       *sqlx.DB // for writes and the application
+	tracker  *coherence.Tracker
+	bulkhead *tiers.Bulkhead
+	l2       *tiers.L2 // nil = none
+	conn     *nats.Conn
+	bus      *coherence.Bus      // nil = none
+	members  *cluster.Membership // nil = none
+	peers    *peers              // nil = none
+
+	stop context.CancelFunc // ends the membership
+	work sync.WaitGroup
+
+	mu     sync.RWMutex
+	caches map[cacheName]cache // every cache made on this node
+	closed bool
+
+	counts nodeCounts
+}
+
+// cacheName is what distinguishes the caches of a node.
+type cacheName struct{ namespace, view string }
+
+// cache is what the node needs of a cache, whatever its type.
+type cache interface {
+	Entry(ctx context.Context, id string, want tiers.Want) ([]byte, error)
+	L2Key(id string) (string, error)
+	Stats() tiers.Stats
+	Close()
+}
+
+// Open starts a node. It fails for a bad configuration only, with all its problems: Postgres, Redis
+// and NATS may be down, and the node works as far as it can until they come. ctx bounds opening.
+func Open(ctx context.Context, c Config) (*Node, error) {
+	if err := c.Validate(); err != nil {
+		return nil, err
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, fmt.Errorf("node: open: %w", err)
+	}
+	n := &Node{config: c, id: c.id(), boot: newBoot(), log: c.logger().With("node", c.id()), caches: map[cacheName]cache{}}
+	if err := n.open(); err != nil {
+		return nil, errors.Join(fmt.Errorf("node: open: %w", err), n.Close())
+	}
+	return n, nil
+}
+
+// open starts the parts; Close ends them in the reverse order.
+func (n *Node) open() error {
+	c := n.config
+	var err error
+	if n.keys, err = cluster.NewKeys(c.App); err != nil {
+		return err
+	}
+	pool := coherence.PoolConfig{
+		DSN: c.Postgres.DSN, MaxConns: c.Postgres.MaxConns,
+		ReadTimeout: c.loadTimeout() + time.Second,
+		Runtime:     map[string]string{"application_name": "freshet-load"},
+	}
+	if n.loads, err = coherence.OpenPool(pool); err != nil {
+		return err
+	}
+	pool.ReadTimeout, pool.Runtime = 0, map[string]string{"application_name": "freshet-" + c.App}
+	if n.db, err = coherence.OpenPool(pool); err != nil {
+		return err
+	}
+	log, err := coherence.OpenLog(coherence.LogConfig{DSN: c.Postgres.DSN, Timeout: c.Postgres.PollTimeout})
+	if err != nil {
+		return err
+	}
+	n.tracker = coherence.NewTracker(coherence.TrackerConfig{
+		Log: log, Boot: n.boot, Interval: c.Postgres.PollInterval, Retention: c.Postgres.Retention, Logger: n.log,
+	})
+	n.bulkhead = tiers.NewBulkhead(c.Postgres.MaxConns, c.Postgres.Queue)
+	if len(c.Redis.Addrs) > 0 {
+		if n.l2, err = tiers.OpenL2(c.l2()); err != nil {
+			return err
+		}
+	}
+	if len(c.NATS.URLs) > 0 {
+		if err := n.openBus(); err != nil {
+			return err
+		}
+	}
+	if c.Registry != nil {
+		if err := c.Registry.Register(n.Collector()); err != nil {
+			return fmt.Errorf("register metrics: %w", err)
+		}
+	}
+	return nil
+}
+
+// openBus connects to NATS and starts what needs it.
+func (n *Node) openBus() error {
+	var err error
+	if n.conn, err = n.connect(); err != nil {
+		return err
+	}
+	if n.bus, err = coherence.OpenBus(n.conn, n.config.App, n.boot, n.hear); err != nil {
+		return err
+	}
+	n.members, err = cluster.NewMembership(cluster.MembershipConfig{
+		Conn: n.conn, App: n.config.App, Logger: n.log,
+		Self: cluster.Member{ID: n.id, Boot: n.boot, Address: n.config.Address},
+		Report: func() cluster.Report {
+			return cluster.Report{PollAge: n.pollAge(), Load: uint64(n.bulkhead.Stats().Running), HintSeq: n.bus.Published()}
+		},
+		OnHeartbeat: func(boot, hints uint64) { n.tracker.Observe(coherence.PeerHeard{Boot: boot, Seq: hints}) },
+	})
+	if err != nil {
+		return err
+	}
+	if n.peers, err = openPeers(n); err != nil {
+		return err
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	n.stop = stop
+	n.work.Go(func() {
+		if err := n.members.Run(ctx); err != nil && ctx.Err() == nil {
+			n.log.Error("node: membership ended", "error", err)
+		}
+	})
+	return nil
+}
+
+// connect prepares the connection to NATS: it never gives up, and never buffers what cannot be sent.
+func (n *Node) connect() (*nats.Conn, error) {
+	missed := func() { n.tracker.Observe(coherence.HintsMissed{}) }
+	options := []nats.Option{
+		nats.Name("freshet " + n.config.App + " " + n.id),
+		nats.RetryOnFailedConnect(true), nats.MaxReconnects(-1), nats.ReconnectBufSize(-1),
+		nats.ReconnectWait(250 * time.Millisecond), nats.ReconnectJitter(100*time.Millisecond, 100*time.Millisecond),
+		nats.Timeout(2 * time.Second), nats.PingInterval(2 * time.Second), nats.MaxPingsOutstanding(2),
+		nats.ReconnectHandler(func(*nats.Conn) { missed() }),
+		nats.ConnectHandler(func(*nats.Conn) { missed() }),
+		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
+			if err != nil {
+				n.log.Warn("node: NATS is away; changes travel by polling", "error", err)
+			}
+		}),
+		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
+			if errors.Is(err, nats.ErrSlowConsumer) {
+				missed()
+			}
+			n.log.Warn("node: NATS", "error", err)
+		}),
+	}
+	if n.config.NATS.Credentials != "" {
+		options = append(options, nats.UserCredentials(n.config.NATS.Credentials))
+	}
+	if n.config.NATS.TLS != nil {
+		options = append(options, nats.Secure(n.config.NATS.TLS))
+	}
+	conn, err := nats.Connect(joinURLs(n.config.NATS.URLs), options...)
+	if err != nil {
+		return nil, fmt.Errorf("Config.NATS: %w", err)
+	}
+	return conn, nil
+}
+
+// hear takes a hint from the bus.
+func (n *Node) hear(h coherence.Hint) {
+	if h.Boot != n.boot {
+		n.counts.hintsHeard.Add(1)
+	}
+	n.tracker.Observe(coherence.HintHeard{Hint: h})
+}
+
+// Close ends the node: reads fail with [ErrClosed], loads under way end, hints are sent, and every
+// goroutine and connection is gone when it returns. Closing again does nothing.
+func (n *Node) Close() error {
+	n.mu.Lock()
+	if n.closed {
+		n.mu.Unlock()
+		return nil
+	}
+	n.closed = true
+	caches := n.caches
+	n.mu.Unlock()
+
+	if n.config.Registry != nil {
+		n.config.Registry.Unregister(n.Collector())
+	}
+	var problems []error
+	if n.peers != nil {
+		n.peers.close()
+	}
+	for _, c := range caches {
+		c.Close()
+	}
+	if n.stop != nil {
+		n.stop()
+		n.work.Wait()
+	}
+	if n.bus != nil {
+		problems = append(problems, n.bus.Close())
+	}
+	if n.conn != nil {
+		// Hints are in the connection's buffer: let the server have them.
+		if n.conn.IsConnected() {
+			_ = n.conn.FlushTimeout(time.Second)
+		}
+		n.conn.Close()
+	}
+	if n.l2 != nil {
+		n.l2.Close()
+	}
+	if n.tracker != nil {
+		problems = append(problems, n.tracker.Close())
+	}
+	if n.db != nil {
+		problems = append(problems, n.db.Close())
+	}
+	if n.loads != nil {
+		problems = append(problems, n.loads.Close())
+	}
+	return errors.Join(problems...)
+}
+
+// ID is the node's name among its peers.
+func (n *Node) ID() string { return n.id }
+
+// DB is a pool of connections to Postgres for the application's own statements. It is closed with the
+// node. What is changed through it without a watch trigger or freshet.invalidate goes unnoticed; use
+// [Node.Write].
+func (n *Node) DB() *sqlx.DB { return n.db }
+
+// Ready returns when the node has polled the log for the first time and can answer FRESH, or with an
+// error when ctx ends before.
+func (n *Node) Ready(ctx context.Context) error {
+	for {
+		if n.tracker.Latest() != nil {
+			return nil
+		}
+		if _, err := n.tracker.Barrier(ctx); err == nil {
+			return nil
+		} else if errors.Is(err, coherence.ErrTrackerClosed) {
+			return ErrClosed
+		} else if ctx.Err() != nil {
+			return fmt.Errorf("node: not ready: %w", err)
+		}
+	}
+}
+
+// pollAge is how old the node's knowledge is; a day if it has none.
+func (n *Node) pollAge() time.Duration {
+	poll := n.tracker.Latest()
+	if poll == nil {
+		return 24 * time.Hour
+	}
+	return n.tracker.Now().Sub(poll.Sent)
+}
+
+// newBoot names this start of the process; never 0.
+func newBoot() uint64 {
+	var b [8]byte
+	_, _ = rand.Read(b[:]) // crypto/rand does not fail
+	return binary.BigEndian.Uint64(b[:]) | 1
+}

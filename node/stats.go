@@ -1,0 +1,153 @@
+package node
+
+import (
+	"sync/atomic"
+
+	"github.com/freshet-cache/freshet/tiers"
+)
+
+// nodeCounts is what a node counts besides its caches and its tracker.
+type nodeCounts struct {
+	writes, hintsHeard, hintErrors, unlinkErrors atomic.Uint64
+}
+
+// Stats describes a node by now; counts are since it was opened. It is made for JSON.
+type Stats struct {
+	ID   string `json:"id"`
+	Boot uint64 `json:"boot"`
+	// PollAge in seconds bounds the staleness of FRESH answers; a day if nothing is known.
+	PollAge     float64 `json:"poll_age_seconds"`
+	PollSeconds float64 `json:"poll_seconds"` // duration of the last poll
+	Polls       uint64  `json:"polls"`
+	PollErrors  uint64  `json:"poll_errors"`
+	Changes     uint64  `json:"changes"` // scopes that changed, as they became known
+	Flushes     uint64  `json:"flushes"`
+	Writes      uint64  `json:"writes"` // through this node
+
+	HintsSent     uint64 `json:"hints_sent"`
+	HintsReceived uint64 `json:"hints_received"`
+	HintGaps      uint64 `json:"hint_gaps"` // hints of others that did not arrive
+	HintsRefused  uint64 `json:"hints_refused"`
+
+	Source     SourceStats      `json:"source"`
+	Shards     []ShardStats     `json:"shards"`
+	Members    []MemberStats    `json:"members"`
+	Namespaces []NamespaceStats `json:"namespaces"`
+}
+
+// SourceStats describes the bulkhead before Postgres.
+type SourceStats struct {
+	Running int64  `json:"running"`
+	Waiting int64  `json:"waiting"`
+	Peak    int64  `json:"peak"`
+	Places  int64  `json:"places"`
+	Refused uint64 `json:"refused"`
+}
+
+// ShardStats describes a Redis shard and its breaker.
+type ShardStats struct {
+	Name     string `json:"name"`
+	Slots    string `json:"slots"`
+	State    string `json:"state"` // closed, half-open, open
+	Requests uint64 `json:"requests"`
+	Failures uint64 `json:"failures"`
+	Refused  uint64 `json:"refused"`
+}
+
+// MemberStats describes a replica of the application as this one sees it.
+type MemberStats struct {
+	ID      string  `json:"id"`
+	Address string  `json:"address"`
+	PollAge float64 `json:"poll_age_seconds"`
+	Load    uint64  `json:"load"`
+}
+
+// NamespaceStats describes one view of a namespace.
+type NamespaceStats struct {
+	Namespace string `json:"namespace"`
+	View      string `json:"view"`
+	// Reads = Fresh + Stale + Errors; the answers by tier sum up to Reads - Errors.
+	Reads      uint64 `json:"reads"`
+	Fresh      uint64 `json:"fresh"`
+	Stale      uint64 `json:"stale"`
+	Errors     uint64 `json:"errors"`
+	L1Hits     uint64 `json:"l1_hits"`
+	L2Hits     uint64 `json:"l2_hits"`
+	OwnerHits  uint64 `json:"owner_hits"`
+	SourceHits uint64 `json:"source_hits"`
+	Negative   uint64 `json:"negative"`
+	// Loads are ids asked of the source.
+	Loads       uint64  `json:"loads"`
+	LoadErrors  uint64  `json:"load_errors"`
+	LoadSeconds float64 `json:"load_seconds"`
+	Coalesced   uint64  `json:"coalesced"`
+	CutThrough  uint64  `json:"cut_through"`
+	Rejected    uint64  `json:"rejected"`
+	Unusable    uint64  `json:"unusable"`
+	FillErrors  uint64  `json:"fill_errors"`
+	L1Entries   int64   `json:"l1_entries"`
+	L1Bytes     int64   `json:"l1_bytes"`
+	L1Evictions uint64  `json:"l1_evictions"`
+}
+
+// Stats describes the node by now.
+func (n *Node) Stats() Stats {
+	t := n.tracker.Stats()
+	b := n.bulkhead.Stats()
+	s := Stats{
+		ID: n.id, Boot: n.boot, PollAge: n.pollAge().Seconds(), PollSeconds: t.PollTime.Seconds(),
+		Polls: t.Polls, PollErrors: t.PollErrors, Changes: t.Changes, Flushes: t.Flushes, Writes: n.counts.writes.Load(),
+		HintsReceived: n.counts.hintsHeard.Load(), HintGaps: t.HintsMissed, HintsRefused: t.HintsRefused,
+		Source: SourceStats{Running: b.Running, Waiting: b.Waiting, Peak: b.Peak, Places: b.Places, Refused: b.Refused},
+		Shards: []ShardStats{}, Members: []MemberStats{}, Namespaces: []NamespaceStats{},
+	}
+	if n.bus != nil {
+		s.HintsSent = n.bus.Published()
+	}
+	if n.l2 != nil {
+		for _, shard := range n.l2.Shards() {
+			s.Shards = append(s.Shards, ShardStats{
+				Name: shard.Name, Slots: shard.Slots, State: shard.State,
+				Requests: shard.Requests, Failures: shard.Failures, Refused: shard.Refused,
+			})
+		}
+	}
+	if n.members != nil {
+		for _, m := range n.members.View().Members {
+			s.Members = append(s.Members, MemberStats{ID: m.ID, Address: m.Address, PollAge: m.PollAge.Seconds(), Load: m.Load})
+		}
+	}
+	for _, c := range n.cacheStats() {
+		s.Namespaces = append(s.Namespaces, c.json())
+	}
+	return s
+}
+
+// namedStats are a cache's counts with its name.
+type namedStats struct {
+	name cacheName
+	tiers.Stats
+}
+
+// cacheStats are those of every cache, in the order of their names.
+func (n *Node) cacheStats() []namedStats {
+	n.mu.RLock()
+	defer n.mu.RUnlock()
+	all := make([]namedStats, 0, len(n.caches))
+	for name, c := range n.caches {
+		all = append(all, namedStats{name, c.Stats()})
+	}
+	sortStats(all)
+	return all
+}
+
+func (s namedStats) json() NamespaceStats {
+	return NamespaceStats{
+		Namespace: s.name.namespace, View: s.name.view,
+		Reads: s.Reads, Fresh: s.Fresh, Stale: s.Stale, Errors: s.Errors,
+		L1Hits: s.L1Hits, L2Hits: s.L2Hits, OwnerHits: s.OwnerHits, SourceHits: s.SourceHits, Negative: s.Negative,
+		Loads: s.Loads, LoadErrors: s.LoadErrors, LoadSeconds: s.LoadTime.Seconds(), Coalesced: s.Coalesced,
+		CutThrough: s.CutThrough, Rejected: s.Rejected, Unusable: s.Unusable, FillErrors: s.FillErrors,
+		L1Entries: s.L1.Entries, L1Bytes: s.L1.Bytes, L1Evictions: s.L1.Evictions,
+	}
+}

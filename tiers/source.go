@@ -1,0 +1,340 @@
+package tiers
+
+import (
+	"context"
+	"database/sql"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"reflect"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/jmoiron/sqlx"
+	"github.com/jmoiron/sqlx/reflectx"
+	"github.com/lib/pq"
+
+	"github.com/freshet-cache/freshet/coherence"
+)
+
+// Batch is what a source knows of some ids.
+type Batch[V any] struct {
+	// Snapshot: the values are the state at this snapshot, or later. Without a timeline they are
+	// served but never cached.
+	Snapshot coherence.Snapshot
+	// Values: id -> value. An id that was asked for and is not here does not exist.
+	Values map[string]V
+}
+
+// Source loads values from where they are authoritative.
+type Source[V any] interface {
+	// Load returns what there is of the ids. It must not return values older than its call: from a
+	// replica of the database, say. An error is about all of the ids. It may be called concurrently.
+	Load(ctx context.Context, ids []string) (Batch[V], error)
+}
+
+// statement is SQL prepared at its first use: Postgres may be down when a cache is made. lib/pq is
+// several times slower without preparation.
+type statement struct {
+	db   *sqlx.DB
+	text string
+
+	mu   sync.Mutex
+	stmt *sqlx.Stmt // nil until prepared
+}
+
+func (s *statement) prepare(ctx context.Context) (*sqlx.Stmt, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.stmt == nil {
+		stmt, err := s.db.PreparexContext(ctx, s.text)
+		if err != nil {
+			return nil, fmt.Errorf("tiers: prepare the query of a source: %w", err)
+		}
+		s.stmt = stmt
+	}
+	return s.stmt, nil
+}
+
+func (s *statement) close() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.stmt == nil {
+		return nil
+	}
+	return s.stmt.Close()
+}
+
+// SQLSource loads entities by one query whose parameter $1 is the array of ids and which returns a
+// column named id. The snapshot comes from the same statement, so it is exactly that of the rows.
+type SQLSource[V any] struct {
+	statement
+	mapper *reflectx.Mapper
+	// whole: V is not a struct of columns; the query returns id and one more column, scanned into V.
+	whole bool
+}
+
+// NewSQLSource makes a source of the query. V is a struct whose fields are matched to columns as sqlx
+// does it (db tags), or a type that one column scans into.
+func NewSQLSource[V any](db *sqlx.DB, query string) (*SQLSource[V], error) {
+	query = strings.TrimRight(strings.TrimSpace(query), "; \t\n")
+	if query == "" || !strings.Contains(query, "$1") {
+		return nil, fmt.Errorf("tiers: source query %.100q: want a select with $1 as the array of ids", query)
+	}
+	t := reflect.TypeFor[V]()
+	var v V
+	_, scans := any(&v).(sql.Scanner)
+	return &SQLSource[V]{
+		statement: statement{db: db, text: `
+select freshet.current_timeline(), pg_current_snapshot()::text, q.*
+  from (select 1) one left join lateral (select true as freshet_found, q.* from (` + query + `
+) q) q on true`},
+		mapper: db.Mapper,
+		whole:  scans || t.Kind() != reflect.Struct,
+	}, nil
+}
+
+// headColumns are the columns in front of the query's own: timeline, snapshot, found.
+const headColumns = 3
+
+// Load implements [Source].
+func (s *SQLSource[V]) Load(ctx context.Context, ids []string) (Batch[V], error) {
+	stmt, err := s.prepare(ctx)
+	if err != nil {
+		return Batch[V]{}, err
+	}
+	rows, err := stmt.QueryxContext(ctx, pq.StringArray(ids))
+	if err != nil {
+		return Batch[V]{}, fmt.Errorf("tiers: source query: %w", err)
+	}
+	defer rows.Close() //nolint:errcheck // rows.Err below says it
+	columns, err := rows.Columns()
+	if err != nil {
+		return Batch[V]{}, fmt.Errorf("tiers: source query: %w", err)
+	}
+	scan, err := s.plan(columns[headColumns:])
+	if err != nil {
+		return Batch[V]{}, err
+	}
+	batch := Batch[V]{Values: make(map[string]V, len(ids))}
+	var timeline int64
+	var snapshot string
+	var found sql.NullBool
+	var id idText
+	look := make([]any, len(columns)) // the head and the id; when nothing was found, the rest is null
+	look[0], look[1], look[2] = &timeline, &snapshot, &found
+	for i := range columns[headColumns:] {
+		look[headColumns+i] = skipped{}
+	}
+	look[headColumns+scan.id] = &id
+	into := slices.Clone(look)
+	for rows.Next() {
+		if err := rows.Scan(look...); err != nil {
+			return Batch[V]{}, fmt.Errorf("tiers: source query: %w", err)
+		}
+		if !found.Bool {
+			break // no rows: the one row of the left join
+		}
+		var v V
+		scan.targets(&v, into[headColumns:])
+		if err := rows.Scan(into...); err != nil {
+			return Batch[V]{}, fmt.Errorf("tiers: source query: %w", err)
+		}
+		batch.Values[string(id)] = v
+	}
+	if err := rows.Err(); err != nil {
+		return Batch[V]{}, fmt.Errorf("tiers: source query: %w", err)
+	}
+	batch.Snapshot, err = coherence.ParseSnapshot(uint64(timeline), snapshot)
+	return batch, err
+}
+
+// idText is a column's value as the text by which the application names the entity.
+type idText string
+
+// Scan implements [sql.Scanner].
+func (t *idText) Scan(v any) error {
+	switch v := v.(type) {
+	case []byte:
+		*t = idText(v)
+	case string:
+		*t = idText(v)
+	default:
+		*t = idText(fmt.Sprint(v))
+	}
+	return nil
+}
+
+// skipped is where a column goes that is not wanted.
+type skipped struct{}
+
+// Scan implements [sql.Scanner].
+func (skipped) Scan(any) error { return nil }
+
+// Close gives up the prepared query.
+func (s *SQLSource[V]) Close() error { return s.close() }
+
+// scanPlan says which column goes where.
+type scanPlan[V any] struct {
+	id     int     // the column named id
+	fields [][]int // column -> field of V; nil = the column is not a field
+	whole  int     // the column that is V itself; -1 = V is a struct of columns
+}
+
+func (s *SQLSource[V]) plan(columns []string) (scanPlan[V], error) {
+	p := scanPlan[V]{id: -1, whole: -1}
+	for i, name := range columns {
+		if name == "id" && p.id < 0 {
+			p.id = i
+		}
+	}
+	if p.id < 0 {
+		return p, fmt.Errorf("tiers: source query returns the columns %v: want one named id", columns)
+	}
+	if s.whole {
+		if len(columns) != 2 {
+			return p, fmt.Errorf("tiers: source query returns the columns %v: want id and one that scans into %T", columns, *new(V))
+		}
+		p.whole = 1 - p.id
+		return p, nil
+	}
+	p.fields = s.mapper.TraversalsByName(reflect.TypeFor[V](), columns)
+	for i, path := range p.fields {
+		if len(path) == 0 && i != p.id {
+			return p, fmt.Errorf("tiers: source query returns the column %q, which is no field of %T", columns[i], *new(V))
+		}
+	}
+	return p, nil
+}
+
+// targets sets where each of the query's columns is scanned, for one row.
+func (p *scanPlan[V]) targets(v *V, into []any) {
+	if p.whole >= 0 {
+		into[p.whole] = v
+		return
+	}
+	dest := reflect.ValueOf(v).Elem()
+	for i, path := range p.fields {
+		if len(path) == 0 {
+			continue // the id, of a V that has no such field
+		}
+		into[i] = reflectx.FieldByIndexes(dest, path).Addr().Interface()
+	}
+}
+
+// FuncSource loads by a function. Since nobody knows what it reads, the snapshot is that of a barrier
+// before it starts: the values are the state at that snapshot or later.
+type FuncSource[V any] struct {
+	Tracker *coherence.Tracker
+	Func    func(ctx context.Context, ids []string) (map[string]V, error)
+}
+
+// Load implements [Source].
+func (s FuncSource[V]) Load(ctx context.Context, ids []string) (Batch[V], error) {
+	// Without a barrier the values are still good for the callers that wait, not for a cache.
+	var batch Batch[V]
+	if poll, err := s.Tracker.Barrier(ctx); err == nil {
+		batch.Snapshot = poll.Snapshot
+	}
+	var err error
+	batch.Values, err = s.Func(ctx, ids)
+	return batch, err
+}
+
+// QuerySource loads results of queries: an id is the text of a query's parameters, and the query
+// returns one row of one JSON column.
+type QuerySource[V any] struct {
+	db *sqlx.DB
+	// query gives the SQL and its arguments for an id.
+	query func(id string) (string, []any, error)
+
+	mu         sync.Mutex
+	statements map[string]*statement // SQL text -> prepared
+}
+
+// maxStatements bounds the prepared texts of one QuerySource; those beyond it run unprepared.
+const maxStatements = 128
+
+// NewQuerySource makes a source whose SQL text and arguments the function gives. Texts should be few:
+// each is prepared once per connection.
+func NewQuerySource[V any](db *sqlx.DB, query func(id string) (string, []any, error)) *QuerySource[V] {
+	return &QuerySource[V]{db: db, query: query, statements: map[string]*statement{}}
+}
+
+// Load implements [Source]. Of several ids, the snapshot is the oldest of theirs.
+func (s *QuerySource[V]) Load(ctx context.Context, ids []string) (Batch[V], error) {
+	batch := Batch[V]{Values: make(map[string]V, len(ids))}
+	for i, id := range ids {
+		snapshot, v, found, err := s.load(ctx, id)
+		if err != nil {
+			return Batch[V]{}, err
+		}
+		if i == 0 || batch.Snapshot.Includes(snapshot) {
+			batch.Snapshot = snapshot
+		}
+		if found {
+			batch.Values[id] = v
+		}
+	}
+	return batch, nil
+}
+
+func (s *QuerySource[V]) load(ctx context.Context, id string) (coherence.Snapshot, V, bool, error) {
+	var v V
+	text, args, err := s.query(id)
+	if err != nil {
+		return coherence.Snapshot{}, v, false, err
+	}
+	row, err := s.run(ctx, text, args)
+	if err != nil {
+		return coherence.Snapshot{}, v, false, err
+	}
+	var timeline int64
+	var snapshot string
+	var result []byte
+	if err := row.Scan(&timeline, &snapshot, &result); err != nil {
+		return coherence.Snapshot{}, v, false, fmt.Errorf("tiers: query: %w", err)
+	}
+	at, err := coherence.ParseSnapshot(uint64(timeline), snapshot)
+	if err != nil || result == nil {
+		return at, v, false, err
+	}
+	if err := json.Unmarshal(result, &v); err != nil {
+		return at, v, false, fmt.Errorf("tiers: query: its column is not JSON of %T: %w", v, err)
+	}
+	return at, v, true, nil
+}
+
+func (s *QuerySource[V]) run(ctx context.Context, text string, args []any) (*sqlx.Row, error) {
+	s.mu.Lock()
+	st, ok := s.statements[text]
+	if !ok {
+		st = &statement{db: s.db, text: `select freshet.current_timeline(), pg_current_snapshot()::text, (` +
+			strings.TrimRight(strings.TrimSpace(text), "; \t\n") + `
+)`}
+		if len(s.statements) < maxStatements {
+			s.statements[text], ok = st, true
+		}
+	}
+	s.mu.Unlock()
+	if !ok {
+		return s.db.QueryRowxContext(ctx, st.text, args...), nil
+	}
+	stmt, err := st.prepare(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return stmt.QueryRowxContext(ctx, args...), nil
+}
+
+// Close gives up the prepared queries.
+func (s *QuerySource[V]) Close() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var errs []error
+	for _, st := range s.statements {
+		errs = append(errs, st.close())
+	}
+	return errors.Join(errs...)
+}
