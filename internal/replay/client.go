@@ -11,7 +11,6 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 	"time"
 
@@ -71,8 +70,6 @@ type failure struct {
 
 func (f *failure) Error() string { return f.kind + ": " + f.detail }
 
-var bodies = sync.Pool{New: func() any { return new(bytes.Buffer) }} //nolint:gochecknoglobals // a pool holds no state
-
 // question is a request to the shop.
 type question struct {
 	method string
@@ -112,8 +109,11 @@ func (d *Driver) ask(ctx context.Context, q question) (a answer, err error) {
 		return a, transportFailure(err)
 	}
 	defer resp.Body.Close()
-	body := bodies.Get().(*bytes.Buffer)
-	defer bodies.Put(body)
+	body, reused := d.bodies.Get().(*bytes.Buffer)
+	if !reused {
+		body = new(bytes.Buffer)
+	}
+	defer d.bodies.Put(body)
 	body.Reset()
 	_, err = body.ReadFrom(io.LimitReader(resp.Body, maxAnswer+1))
 	a.returned = d.clock()

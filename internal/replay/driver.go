@@ -25,6 +25,7 @@ type Driver struct {
 	faults  faults
 	prober  *prober
 	servers *servers
+	bodies  sync.Pool // of *bytes.Buffer, for answers
 
 	used atomic.Bool
 	// Set by Run before anything else starts.

@@ -1,6 +1,7 @@
 package replay
 
 import (
+	"slices"
 	"sync"
 	"time"
 )
@@ -64,9 +65,9 @@ func (fs *faults) excuse(from, to time.Duration) bool {
 func (fs *faults) current() string {
 	fs.mu.Lock()
 	defer fs.mu.Unlock()
-	for i := len(fs.all) - 1; i >= 0; i-- {
-		if fs.all[i].ended == 0 {
-			return fs.all[i].name
+	for _, f := range slices.Backward(fs.all) {
+		if f.ended == 0 {
+			return f.name
 		}
 	}
 	return ""

@@ -176,7 +176,7 @@ func NewLoop(r *Reader) *Loop { return &Loop{r: r} }
 func (l *Loop) Next() (uint64, error) {
 	for {
 		key, err := l.r.Next()
-		if err != io.EOF {
+		if !errors.Is(err, io.EOF) {
 			l.some = l.some || err == nil
 			return key, err
 		}
