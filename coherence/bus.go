@@ -1,6 +1,7 @@
 package coherence
 
 import (
+	"errors"
 	"fmt"
 	"sync"
 	"sync/atomic"
@@ -19,6 +20,9 @@ type Bus struct {
 	mu   sync.Mutex // orders the messages by their number
 	seq  uint64
 	wire []byte
+
+	closing sync.Once
+	closed  error // of Close
 
 	published atomic.Uint64 // copy of seq that heartbeats read
 	malformed atomic.Uint64
@@ -65,6 +69,10 @@ func (b *Bus) Publish(timeline, xid uint64, scopes []ScopeHash) error {
 		if b.wire, err = h.AppendBinary(b.wire[:0]); err != nil {
 			return err
 		}
+		if !b.conn.IsConnected() {
+			// The client would keep it until it is connected again; polls are sooner.
+			return fmt.Errorf("coherence: publish hint: %w", nats.ErrDisconnected)
+		}
 		if err := b.conn.Publish(b.subject, b.wire); err != nil {
 			return fmt.Errorf("coherence: publish hint: %w", err)
 		}
@@ -80,13 +88,19 @@ func (b *Bus) Published() uint64 { return b.published.Load() }
 func (b *Bus) Malformed() uint64 { return b.malformed.Load() }
 
 // Close ends the subscription, and returns when no hint is being delivered any more or the connection
-// is closed.
+// is closed. Later calls do nothing.
 func (b *Bus) Close() error {
-	done := make(chan struct{})
-	b.sub.SetClosedHandler(func(string) { close(done) })
-	if err := b.sub.Unsubscribe(); err != nil {
-		return fmt.Errorf("coherence: unsubscribe from hints: %w", err)
-	}
-	<-done
-	return nil
+	b.closing.Do(func() {
+		done := make(chan struct{})
+		b.sub.SetClosedHandler(func(string) { close(done) })
+		switch err := b.sub.Unsubscribe(); {
+		case err == nil:
+			<-done
+		case errors.Is(err, nats.ErrConnectionClosed), errors.Is(err, nats.ErrBadSubscription):
+			// The connection has been closed, and the subscription with it.
+		default:
+			b.closed = fmt.Errorf("coherence: unsubscribe from hints: %w", err)
+		}
+	})
+	return b.closed
 }

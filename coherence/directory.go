@@ -29,11 +29,11 @@ const DefaultScopes = 1 << 16
 //
 // It is not safe for concurrent use; the [Tracker] guards it. The zero Directory is not usable.
 type Directory struct {
-	timeline uint64
-	mask     uint64
-	sets     []set
+	mask uint64
+	sets []set
 	// floor: snapshots that do not include it are refused for every scope. It is the log's horizon
-	// when the node started, or the poll at which it may have missed something.
+	// when the node started, or when it may have missed something. The zero floor is of no timeline:
+	// no snapshot includes it.
 	floor Snapshot
 
 	// latest is the last poll; nil = none since the last reset.
@@ -93,23 +93,27 @@ func NewDirectory(scopes int) *Directory {
 	return &Directory{mask: n - 1, sets: make([]set, n), notes: map[ScopeHash]Snapshot{}, oldNotes: map[ScopeHash]Snapshot{}}
 }
 
-// Reset forgets everything: from now on only snapshots of the floor's timeline that include the floor
-// are valid.
+// Reset forgets everything, for a new timeline: from now on only snapshots of the floor's timeline that
+// include the floor are valid; none when that timeline is 0.
 func (d *Directory) Reset(floor Snapshot) {
 	clear(d.sets)
-	d.timeline, d.floor, d.latest = floor.Timeline, floor, nil
+	d.floor, d.latest = floor, nil
 	d.unsettled, d.blocked = d.unsettled[:0], 0
 	clear(d.notes)
 	clear(d.oldNotes)
 	d.noteFloor, d.oldNoteFloor = Snapshot{}, Snapshot{}
 }
 
+// Flush refuses all snapshots that do not include the floor, which is of the same timeline and not
+// newer than the poll that comes next. What is known of newer changes, and the notes, are kept.
+func (d *Directory) Flush(floor Snapshot) { d.floor = floor }
+
 // Latest is the last poll; nil after a reset.
 func (d *Directory) Latest() *Poll { return d.latest }
 
 // Check reports whether a value read under the snapshot is valid for the scope, as far as is known.
 func (d *Directory) Check(scope ScopeHash, value Snapshot) bool {
-	if value.Timeline == 0 || value.Timeline != d.timeline || !value.Includes(d.floor) {
+	if !value.Includes(d.floor) { // or of another timeline, or of none
 		return false
 	}
 	s := &d.sets[uint64(scope)&d.mask]
@@ -131,8 +135,12 @@ func (d *Directory) Check(scope ScopeHash, value Snapshot) bool {
 	return true
 }
 
-// CheckNote reports whether the snapshot is not behind one that was served for the same value.
+// CheckNote reports whether the snapshot is of the directory's timeline and not behind one that was
+// served for the same value.
 func (d *Directory) CheckNote(value ScopeHash, snapshot Snapshot) bool {
+	if !snapshot.Includes(d.floor) {
+		return false
+	}
 	if s, ok := d.notes[value]; ok && !snapshot.Includes(s) {
 		return false
 	}
@@ -176,6 +184,17 @@ func (d *Directory) Sent() (mark uint64) {
 	return d.heard
 }
 
+// noted reports whether the poll's snapshot includes those of all notes that were made before the poll
+// was sent, as it must within one history of Postgres.
+func (d *Directory) noted(poll Snapshot) bool {
+	for _, note := range d.oldNotes {
+		if !poll.Includes(note) {
+			return false
+		}
+	}
+	return d.oldNoteFloor.Timeline == 0 || poll.Includes(d.oldNoteFloor)
+}
+
 // Raise records a change that was heard of before a poll saw it, by a hint or by an own write. It
 // reports whether that was news.
 func (d *Directory) Raise(scope ScopeHash, xid uint64) bool {
@@ -191,11 +210,16 @@ func (d *Directory) Raise(scope ScopeHash, xid uint64) bool {
 		return false
 	}
 	c.settled = nil
+	d.queue(c)
+	return true
+}
+
+// queue puts the cell among those that wait for a poll.
+func (d *Directory) queue(c *cell) {
 	if !c.queued {
 		c.queued = true
 		d.unsettled = append(d.unsettled, c)
 	}
-	return true
 }
 
 // Polled records the changes that a poll brought, sent at the given mark, and makes it the latest.
@@ -210,6 +234,8 @@ func (d *Directory) Polled(snapshot Snapshot, sent Instant, mark uint64, changes
 			d.add(c, change.XID, poll)
 			if c.seenBy(poll) {
 				c.settled = poll
+			} else {
+				d.queue(c)
 			}
 		}
 	}

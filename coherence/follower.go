@@ -143,14 +143,14 @@ func (f *Follower) polled(e PollReturned) Effects {
 		}
 	case r.Snapshot.Timeline != latest.Timeline:
 		return f.giveUp(Effects{Flush: FlushTimeline})
-	case !r.Snapshot.Includes(latest.Snapshot):
+	case !r.Snapshot.Includes(latest.Snapshot), !f.dir.noted(r.Snapshot):
 		return f.giveUp(Effects{Flush: FlushRegress, Renew: latest.Timeline})
 	case r.Overrun:
-		f.flush(r.Snapshot)
+		f.dir.Flush(r.Snapshot) // it sees all changes that are not told
 		r.Changes, do.Flush = nil, FlushOverrun
 	case !latest.Includes(r.Horizon):
-		f.flush(r.Snapshot)
-		r.Changes, do.Flush = nil, FlushRetention
+		f.dir.Flush(r.Horizon) // it sees all changes that may be gone
+		do.Flush = FlushRetention
 	}
 	poll := f.dir.Polled(r.Snapshot, e.Sent, e.Mark, r.Changes)
 	for _, change := range r.Changes {
@@ -164,18 +164,13 @@ func (f *Follower) polled(e PollReturned) Effects {
 	return do
 }
 
-// giveUp forgets everything, so that the next poll asks for all that the log has.
+// giveUp forgets everything, so that the next poll asks for all that the log has. What was heard and is
+// forgotten with it must be seen by a poll that was sent later.
 func (f *Follower) giveUp(do Effects) Effects {
-	f.flush(Snapshot{})
+	f.dir.Reset(Snapshot{})
+	f.needMark = f.dir.heard
 	do.Unproven, do.Poll = true, true
 	return do
-}
-
-// flush forgets the directory. What was heard and is forgotten with it must be seen by a poll that was
-// sent later.
-func (f *Follower) flush(floor Snapshot) {
-	f.dir.Reset(floor)
-	f.needMark = f.dir.heard
 }
 
 func (f *Follower) hint(h Hint) Effects {

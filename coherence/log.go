@@ -7,10 +7,14 @@ import (
 	"database/sql/driver"
 	"errors"
 	"fmt"
+	"os"
+	"strconv"
+	"sync/atomic"
 	"time"
 
 	"github.com/jmoiron/sqlx"
 	"github.com/lib/pq"
+	"github.com/lib/pq/pqerror"
 )
 
 // Change is one row of the log: the transaction that wrote it and what it is about.
@@ -36,7 +40,8 @@ type PollResult struct {
 type Log interface {
 	// Poll returns what changed since the given snapshot, all that the log still has when it is the
 	// zero Snapshot, and at most limit changes. It returns within a bound of its own. An error says
-	// nothing about the log's state.
+	// nothing about the log's state; one that is [os.ErrDeadlineExceeded] says that the bound was
+	// reached, perhaps because there was too much to bring.
 	Poll(ctx context.Context, since Snapshot, limit int) (PollResult, error)
 	// Renew asks for a new timeline in place of one that has been seen to be broken.
 	Renew(ctx context.Context, broken uint64) error
@@ -47,8 +52,11 @@ type Log interface {
 
 // LogConfig describes the connection to the log.
 type LogConfig struct {
-	DSN     string        // required
-	Timeout time.Duration // bounds one poll, including connecting; 0 = 1 s
+	// DSN is a lib/pq URL or key=value text, of the primary; required. The connection makes settings of
+	// its own, so it cannot go through a pooler that shares sessions.
+	DSN string
+	// Timeout bounds one poll, one trim, and one renewal, including connecting; 0 = 1 s.
+	Timeout time.Duration
 }
 
 // PostgresLog polls freshet.log over one connection of its own, so that polls never wait for a
@@ -56,18 +64,23 @@ type LogConfig struct {
 type PostgresLog struct {
 	db      *sqlx.DB
 	timeout time.Duration
-	conn    *sqlx.Conn // nil: not connected
+	until   atomic.Pointer[time.Time] // bounds what the sockets wait for
+	conn    *sqlx.Conn                // nil: not connected
 	poll    *sqlx.Stmt
 }
 
 // OpenLog prepares the connection without connecting. The error is about the DSN.
 func OpenLog(c LogConfig) (*PostgresLog, error) {
-	timeout := cmp.Or(c.Timeout, time.Second)
-	db, err := OpenPool(PoolConfig{
-		DSN: c.DSN, MaxConns: 1, ReadTimeout: timeout, ConnectTimeout: timeout,
+	l := &PostgresLog{timeout: cmp.Or(c.Timeout, time.Second)}
+	var err error
+	l.db, err = OpenPool(PoolConfig{
+		DSN: c.DSN, MaxConns: 1, ReadTimeout: l.timeout, ConnectTimeout: l.timeout, until: &l.until,
 		Runtime: map[string]string{
 			"application_name":  "freshet-log",
-			"statement_timeout": fmt.Sprint(timeout.Milliseconds()),
+			"statement_timeout": strconv.FormatInt(max(l.timeout.Milliseconds(), 1), 10),
+			// Whatever the role or the database has as its defaults.
+			"default_transaction_isolation": "read committed",
+			"default_transaction_read_only": "off",
 			// The poll always starts at the end of an index; a plan made for it once stays right
 			// however the log grows, and planning would cost more than the poll.
 			"plan_cache_mode":   "force_generic_plan",
@@ -79,72 +92,103 @@ func OpenLog(c LogConfig) (*PostgresLog, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &PostgresLog{db: db, timeout: timeout}, nil
+	return l, nil
 }
 
 // pollQuery reads, in one statement and so under one snapshot: the timeline, the snapshot, the
 // horizon, and the changes that the starting snapshot ($1 its xmax, $2 its xip) does not see. A row
 // that commits late has an id that was in progress or not yet given then, so nothing is lost, and a
-// transaction that stays open makes the list $2 longer, not the result.
+// transaction that stays open makes the list $2 longer, not the result. Rows at or above the present
+// xmax are another server's, come with a dump; freshet.trim deletes them.
 const pollQuery = `
-select coalesce((select t.id from freshet.timeline t), 0), pg_current_snapshot()::text, h.kept_from::text,
-       l.xid::text::bigint, l.kind, l.namespace, l.id, l.view
+select coalesce((select t.id from freshet.timeline t where t.home = t.tableoid), 0),
+       pg_current_snapshot()::text, h.kept_from::text,
+       l.xid::text, l.kind, l.namespace, l.id, l.view
   from freshet.horizon h
   left join lateral (
-        (select xid, kind, namespace, id, view from freshet.log where xid >= $1::xid8 order by xid limit $3)
+        (select xid, kind, namespace, id, view from freshet.log
+          where xid >= $1::xid8 and xid < pg_snapshot_xmax(pg_current_snapshot()) order by xid limit $3)
         union all
         (select xid, kind, namespace, id, view from freshet.log where xid = any ($2::xid8[]) limit $3)
        ) l on true`
 
 // Poll implements [Log].
 func (l *PostgresLog) Poll(ctx context.Context, since Snapshot, limit int) (PollResult, error) {
-	result, err := l.tryPoll(ctx, since, limit)
+	var result PollResult
+	err := l.do(ctx, func(ctx context.Context) error {
+		var err error
+		result, err = l.tryPoll(ctx, since, limit)
+		return err
+	})
 	if err != nil {
-		l.disconnect()
 		return PollResult{}, fmt.Errorf("coherence: poll: %w", err)
 	}
 	return result, nil
 }
 
-func (l *PostgresLog) tryPoll(ctx context.Context, since Snapshot, limit int) (PollResult, error) {
-	if err := l.connect(ctx); err != nil {
-		return PollResult{}, err
+// do runs f on the connection, within the timeout. After an error the connection's state is not known
+// and it is dropped.
+func (l *PostgresLog) do(ctx context.Context, f func(context.Context) error) error {
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
 	}
+	until := time.Now().Add(l.timeout)
+	l.until.Store(&until)
+	err := l.connect(ctx)
+	if err == nil {
+		// No cancellation: its watcher would cost a goroutine per call, and the sockets' bound holds.
+		err = f(context.WithoutCancel(ctx))
+	}
+	if err == nil {
+		return nil
+	}
+	l.disconnect()
+	if code := (*pq.Error)(nil); errors.As(err, &code) && code.Code == pqerror.QueryCanceled {
+		return fmt.Errorf("%w: %w", os.ErrDeadlineExceeded, err)
+	}
+	return err
+}
+
+func (l *PostgresLog) tryPoll(ctx context.Context, since Snapshot, limit int) (result PollResult, err error) {
 	open := make(pq.Int64Array, len(since.Xip))
 	for i, xid := range since.Xip {
 		open[i] = int64(xid)
 	}
-	// No context: its watcher would cost a goroutine per poll, and the socket's own bound holds.
-	rows, err := l.poll.QueryContext(context.WithoutCancel(ctx), int64(since.Xmax), open, limit+1)
+	rows, err := l.poll.QueryContext(ctx, int64(since.Xmax), open, limit+1)
 	if err != nil {
 		return PollResult{}, err
 	}
-	defer rows.Close() //nolint:errcheck // rows.Err below says it
+	defer rows.Close()
 
 	var (
-		result                  PollResult
-		timeline                int64
-		snapshot, horizon       string
-		xid                     sql.NullInt64
-		kind, namespace, id, vw sql.NullString
+		timeline                  int64
+		snapshot, horizon, xid    sql.RawBytes
+		kind, namespace, id, view sql.RawBytes
 	)
-	for rows.Next() {
-		if err := rows.Scan(&timeline, &snapshot, &horizon, &xid, &kind, &namespace, &id, &vw); err != nil {
+	for first := true; rows.Next(); first = false {
+		if err := rows.Scan(&timeline, &snapshot, &horizon, &xid, &kind, &namespace, &id, &view); err != nil {
 			return PollResult{}, err
 		}
-		if !xid.Valid { // nothing changed: the one row of the left join
+		if first {
+			if result.Snapshot, err = ParseSnapshot(uint64(timeline), string(snapshot)); err != nil {
+				return PollResult{}, err
+			}
+			if result.Horizon, err = ParseSnapshot(uint64(timeline), string(horizon)); err != nil {
+				return PollResult{}, err
+			}
+		}
+		if xid == nil { // nothing changed: the one row of the left join
 			continue
 		}
 		if len(result.Changes) == limit {
 			result.Overrun, result.Changes = true, nil
 			break
 		}
-		var k Kind
-		if kind.String != "" {
-			k = Kind(kind.String[0])
+		change := Change{Scope: scopeHash(kind, namespace, id, view)}
+		if change.XID, err = strconv.ParseUint(string(xid), 10, 64); err != nil {
+			return PollResult{}, fmt.Errorf("transaction id of a change: %w", err)
 		}
-		scope := Scope{Kind: k, Namespace: namespace.String, ID: id.String, View: vw.String}
-		result.Changes = append(result.Changes, Change{XID: uint64(xid.Int64), Scope: scope.Hash()})
+		result.Changes = append(result.Changes, change)
 	}
 	if err := rows.Close(); err != nil {
 		return PollResult{}, err
@@ -152,14 +196,8 @@ func (l *PostgresLog) tryPoll(ctx context.Context, since Snapshot, limit int) (P
 	if err := rows.Err(); err != nil {
 		return PollResult{}, err
 	}
-	if snapshot == "" {
-		return PollResult{}, errors.New("freshet.horizon is empty: run the migrations again")
-	}
-	if result.Snapshot, err = ParseSnapshot(uint64(timeline), snapshot); err != nil {
-		return PollResult{}, err
-	}
-	if result.Horizon, err = ParseSnapshot(uint64(timeline), horizon); err != nil {
-		return PollResult{}, err
+	if result.Snapshot.Xmax == 0 {
+		return PollResult{}, errors.New("freshet.horizon is empty: put its row back, or drop the schema freshet and migrate again")
 	}
 	return result, nil
 }
@@ -169,13 +207,14 @@ func (l *PostgresLog) connect(ctx context.Context) error {
 	if l.conn != nil {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, l.timeout)
+	ctx, cancel := context.WithDeadline(ctx, *l.until.Load())
 	defer cancel()
 	conn, err := l.db.Connx(ctx)
 	if err != nil {
 		return err
 	}
 	l.conn = conn
+	ctx = context.WithoutCancel(ctx)
 	if err := l.begin(ctx, 0); err != nil {
 		return err
 	}
@@ -195,7 +234,7 @@ func (l *PostgresLog) begin(ctx context.Context, broken uint64) error {
 	return nil
 }
 
-// disconnect drops the connection: after an error its state is not known.
+// disconnect drops the connection, if there is one.
 func (l *PostgresLog) disconnect() {
 	if l.conn == nil {
 		return
@@ -208,14 +247,8 @@ func (l *PostgresLog) disconnect() {
 
 // Renew implements [Log].
 func (l *PostgresLog) Renew(ctx context.Context, broken uint64) error {
-	ctx, cancel := context.WithTimeout(ctx, l.timeout)
-	defer cancel()
-	err := l.connect(ctx)
-	if err == nil {
-		err = l.begin(ctx, broken)
-	}
+	err := l.do(ctx, func(ctx context.Context) error { return l.begin(ctx, broken) })
 	if err != nil {
-		l.disconnect()
 		return fmt.Errorf("coherence: begin a new timeline: %w", err)
 	}
 	return nil
@@ -226,15 +259,11 @@ const trimAtMost = 5000
 
 // Trim implements [Log].
 func (l *PostgresLog) Trim(ctx context.Context, keep time.Duration) (int, error) {
-	if err := l.connect(ctx); err != nil {
-		l.disconnect()
-		return 0, fmt.Errorf("coherence: trim: %w", err)
-	}
 	var gone int
-	err := l.conn.GetContext(context.WithoutCancel(ctx), &gone,
-		`select freshet.trim(make_interval(secs => $1), $2)`, keep.Seconds(), trimAtMost)
+	err := l.do(ctx, func(ctx context.Context) error {
+		return l.conn.GetContext(ctx, &gone, `select freshet.trim(make_interval(secs => $1), $2)`, keep.Seconds(), trimAtMost)
+	})
 	if err != nil {
-		l.disconnect()
 		return 0, fmt.Errorf("coherence: trim: %w", err)
 	}
 	return gone, nil

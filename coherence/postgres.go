@@ -7,7 +7,9 @@ import (
 	"embed"
 	"fmt"
 	"io/fs"
+	"maps"
 	"net"
+	"sync/atomic"
 	"time"
 
 	"github.com/jmoiron/sqlx"
@@ -65,6 +67,9 @@ type PoolConfig struct {
 	ConnectTimeout time.Duration
 	// Runtime are server settings of every connection, such as statement_timeout.
 	Runtime map[string]string
+
+	// until, when it is set and holds a time, bounds all waits on the pool's sockets together.
+	until *atomic.Pointer[time.Time]
 }
 
 // OpenPool prepares a pool. It does not connect: Postgres may be down. The error is about the DSN.
@@ -73,12 +78,11 @@ func OpenPool(c PoolConfig) (*sqlx.DB, error) {
 	if err != nil {
 		return nil, fmt.Errorf("coherence: postgres DSN: %w", err)
 	}
+	settings.Runtime = maps.Clone(settings.Runtime)
 	if settings.Runtime == nil {
 		settings.Runtime = map[string]string{}
 	}
-	for name, value := range c.Runtime {
-		settings.Runtime[name] = value
-	}
+	maps.Copy(settings.Runtime, c.Runtime)
 	settings.ConnectTimeout = cmp.Or(c.ConnectTimeout, 2*time.Second)
 	connector, err := pq.NewConnectorConfig(settings)
 	if err != nil {
@@ -87,6 +91,7 @@ func OpenPool(c PoolConfig) (*sqlx.DB, error) {
 	connector.Dialer(dialer{
 		connect: cmp.Or(c.ConnectTimeout, 2*time.Second),
 		read:    cmp.Or(c.ReadTimeout, time.Minute),
+		until:   c.until,
 	})
 	db := sqlx.NewDb(sql.OpenDB(connector), "postgres")
 	conns := cmp.Or(c.MaxConns, 16)
@@ -101,6 +106,7 @@ func OpenPool(c PoolConfig) (*sqlx.DB, error) {
 // when the server is stopped.
 type dialer struct {
 	connect, read time.Duration
+	until         *atomic.Pointer[time.Time] // nil = no bound over several waits
 }
 
 func (d dialer) Dial(network, address string) (net.Conn, error) {
@@ -118,23 +124,34 @@ func (d dialer) DialContext(ctx context.Context, network, address string) (net.C
 	if err != nil {
 		return nil, err
 	}
-	return &boundedConn{Conn: conn, bound: d.read}, nil
+	return &boundedConn{Conn: conn, bound: d.read, until: d.until}, nil
 }
 
 type boundedConn struct {
 	net.Conn
 	bound time.Duration
+	until *atomic.Pointer[time.Time]
+}
+
+func (c *boundedConn) deadline() time.Time {
+	deadline := time.Now().Add(c.bound)
+	if c.until != nil {
+		if until := c.until.Load(); until != nil && until.Before(deadline) {
+			return *until
+		}
+	}
+	return deadline
 }
 
 func (c *boundedConn) Read(b []byte) (int, error) {
-	if err := c.SetReadDeadline(time.Now().Add(c.bound)); err != nil {
+	if err := c.SetReadDeadline(c.deadline()); err != nil {
 		return 0, err
 	}
 	return c.Conn.Read(b)
 }
 
 func (c *boundedConn) Write(b []byte) (int, error) {
-	if err := c.SetWriteDeadline(time.Now().Add(c.bound)); err != nil {
+	if err := c.SetWriteDeadline(c.deadline()); err != nil {
 		return 0, err
 	}
 	return c.Conn.Write(b)

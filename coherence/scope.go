@@ -67,12 +67,20 @@ type ScopeHash uint64
 // Hash is the xxHash64 of the kind and the fields, each behind a zero byte. It is the same on every
 // replica of every build: hints and entries in L2 carry it.
 func (s Scope) Hash() ScopeHash {
+	var kind [1]byte
+	kind[0] = byte(s.Kind)
+	return scopeHash(kind[:], s.Namespace, s.ID, s.View)
+}
+
+// scopeHash is [Scope.Hash] of the fields as text or bytes.
+func scopeHash[T ~string | ~[]byte](kind []byte, namespace, id, view T) ScopeHash {
 	var space [256]byte
-	b := append(space[:0], byte(s.Kind), 0)
-	b = append(b, s.Namespace...)
+	b := append(space[:0], kind...)
 	b = append(b, 0)
-	b = append(b, s.ID...)
+	b = append(b, namespace...)
 	b = append(b, 0)
-	b = append(b, s.View...)
+	b = append(b, id...)
+	b = append(b, 0)
+	b = append(b, view...)
 	return ScopeHash(xxhash.Sum64(b))
 }

@@ -34,11 +34,11 @@ type Snapshot struct {
 // Sees reports whether the transaction had finished when the snapshot was taken, so that its
 // changes, if it committed, are visible. xid must be of the snapshot's own timeline.
 func (s Snapshot) Sees(xid uint64) bool {
-	if xid < s.Xmin {
-		return s.Timeline != 0
-	}
-	if xid >= s.Xmax {
+	if xid >= s.Xmax || s.Timeline == 0 {
 		return false
+	}
+	if xid < s.Xmin {
+		return true
 	}
 	_, inProgress := slices.BinarySearch(s.Xip, xid)
 	return !inProgress

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -44,10 +45,14 @@ type Tracker struct {
 	stamps Stamps
 	latest atomic.Pointer[Poll] // nil = nothing is proven
 
-	wake   chan struct{} // asks for a poll at once; sent by anyone, never closed
+	wake   chan struct{} // asks for a poll at once; sent by barriers, never closed
+	hurry  chan struct{} // asks for a poll soon; sent for events, never closed
 	stop   context.CancelCauseFunc
 	done   sync.WaitGroup
 	closed chan struct{} // closed by Close
+
+	sentAt Instant // of the last poll; the polling goroutine's own
+	limit  int     // changes that the next poll takes; the polling goroutine's own
 
 	mu       sync.Mutex
 	follower *Follower // guarded by mu
@@ -80,11 +85,13 @@ func NewTracker(c TrackerConfig) *Tracker {
 		log:      cmp.Or(c.Logger, slog.Default()),
 		start:    time.Now(),
 		wake:     make(chan struct{}, 1),
+		hurry:    make(chan struct{}, 1),
 		stop:     stop,
 		closed:   make(chan struct{}),
 		dir:      dir,
 		follower: NewFollower(c.Boot, dir),
 		next:     newCohort(),
+		limit:    c.MaxChanges,
 	}
 	t.done.Go(func() { t.run(ctx) })
 	return t
@@ -125,7 +132,7 @@ func (t *Tracker) Barrier(ctx context.Context) (*Poll, error) {
 	t.mu.Lock()
 	c := t.next
 	t.mu.Unlock()
-	t.pollSoon()
+	ask(t.wake)
 	select {
 	case <-c.done:
 		return c.poll, c.err
@@ -136,9 +143,10 @@ func (t *Tracker) Barrier(ctx context.Context) (*Poll, error) {
 	}
 }
 
-func (t *Tracker) pollSoon() {
+// ask for a poll over a channel that holds one request.
+func ask(c chan<- struct{}) {
 	select {
-	case t.wake <- struct{}{}:
+	case c <- struct{}{}:
 	default: // one is asked for already
 	}
 }
@@ -160,7 +168,7 @@ func (t *Tracker) Admit(value ScopeHash, scopes []ScopeHash, snapshot Snapshot) 
 		return false
 	}
 	if !t.dir.Note(value, snapshot) {
-		t.pollSoon()
+		ask(t.hurry)
 	}
 	return true
 }
@@ -184,7 +192,7 @@ func (t *Tracker) Observe(e Event) {
 	t.apply(do)
 	t.mu.Unlock()
 	if do.Poll {
-		t.pollSoon()
+		ask(t.hurry)
 	}
 }
 
@@ -209,39 +217,50 @@ func (t *Tracker) apply(do Effects) {
 	t.refused.Add(do.Refused)
 }
 
+// Polls that events ask for, such as a gap in the hints, are at least this part of the interval apart:
+// a lossy bus must not make the node poll without pause.
+const hurryPart = 10
+
 // run is the polling goroutine.
 func (t *Tracker) run(ctx context.Context) {
-	timer := time.NewTimer(0)
+	var (
+		due    Instant       // when the next regular poll is to be sent
+		pause  time.Duration // after a failed poll; 0 = the last one came back
+		trimAt = t.Now().Add(jitter(t.config.Retention / 50))
+		timer  = time.NewTimer(0)
+	)
 	defer timer.Stop()
-	trimAt := t.Now().Add(jitter(t.config.Retention / 50))
-	var pause time.Duration
 	for {
+		// Barriers that come after a failed poll wait for the next attempt, which is not made at once: a
+		// server that refuses connections must not be asked in a loop.
+		wake, hurry := t.wake, t.hurry
+		if pause > 0 {
+			wake, hurry = nil, nil
+		}
 		select {
 		case <-ctx.Done():
 			t.finish(context.Cause(ctx))
 			return
+		case <-hurry:
+			if soon := t.sentAt.Add(t.config.Interval / hurryPart); soon < due {
+				due = soon
+				timer.Reset(due.Sub(t.Now()))
+			}
+			continue
 		case <-timer.C:
-		case <-t.wake:
+		case <-wake:
 		}
 		if t.poll(ctx) {
 			pause = 0
 			if t.Now() >= trimAt {
 				trimAt = t.Now().Add(t.trim(ctx))
 			}
-			timer.Reset(jitter(t.config.Interval))
-			continue
+			due = t.Now().Add(jitter(t.config.Interval))
+		} else {
+			pause = min(max(2*pause, 20*time.Millisecond), t.config.Interval)
+			due = t.Now().Add(jitter(pause))
 		}
-		// Barriers that come now wait for the next attempt, which is not made at once: a server that
-		// refuses connections must not be asked in a loop.
-		pause = min(max(2*pause, 20*time.Millisecond), t.config.Interval)
-		timer.Reset(pause)
-		select {
-		case <-ctx.Done():
-			t.finish(context.Cause(ctx))
-			return
-		case <-timer.C:
-		}
-		timer.Reset(0)
+		timer.Reset(due.Sub(t.Now()))
 	}
 }
 
@@ -269,16 +288,27 @@ func (t *Tracker) poll(ctx context.Context) bool {
 	return !failed
 }
 
+// minChanges is the least that a poll asks for after polls that took too long.
+const minChanges = 1000
+
+// pollOnce is called by the polling goroutine only.
 func (t *Tracker) pollOnce(ctx context.Context) (*Poll, error) {
 	t.mu.Lock()
 	since, mark := t.follower.Send()
 	t.mu.Unlock()
 	sent := t.Now()
-	result, err := t.config.Log.Poll(ctx, since, t.config.MaxChanges)
+	t.sentAt = sent
+	result, err := t.config.Log.Poll(ctx, since, t.limit)
 	if err != nil {
 		t.pollErrors.Add(1)
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			// There may be more changes than come through in time, and the next poll would find even
+			// more: rather flush than never catch up.
+			t.limit = max(t.limit/4, min(t.limit, minChanges))
+		}
 		return nil, err
 	}
+	t.limit = t.config.MaxChanges
 	t.polls.Add(1)
 	t.pollTime.Store(int64(t.Now().Sub(sent)))
 	t.mu.Lock()
@@ -303,7 +333,7 @@ func (t *Tracker) trim(ctx context.Context) time.Duration {
 		t.log.Warn("coherence: old changes stay in the log for now", "error", err)
 	}
 	if n > 0 {
-		return time.Second // there may be more
+		return t.config.Interval // there may be more
 	}
 	return jitter(t.config.Retention / 50)
 }

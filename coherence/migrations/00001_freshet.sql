@@ -20,12 +20,15 @@ create index log_xid on freshet.log (xid);
 
 -- The timeline: a random number that names one unbroken history of transaction ids. The table is
 -- unlogged on purpose. Postgres may hand out a transaction id twice only after a crash, a failover
--- or a restore from a backup, and in exactly these cases it empties unlogged tables. A value or a
--- change of another timeline is never compared with this one's.
+-- or a restore from a backup, and in exactly these cases it empties unlogged tables. server, database
+-- and home (this table itself) tell a row that came here with a dump or a copy of the database. A value
+-- or a change of another timeline is never compared with this one's.
 create unlogged table freshet.timeline (
     only_row boolean     primary key default true check (only_row),
-    id       bigint      not null check (id <> 0),
-    system   bigint      not null,
+    id       bigint      not null check (id > 0),
+    server   bigint      not null,
+    database oid         not null,
+    home     oid         not null,
     begun    timestamptz not null default clock_timestamp()
 );
 
@@ -38,44 +41,55 @@ create table freshet.horizon (
     next_at   timestamptz not null
 );
 insert into freshet.horizon (kept_from, next, next_at)
-values ('1:1:', pg_current_snapshot(), clock_timestamp());
+values (pg_current_snapshot(), pg_current_snapshot(), clock_timestamp());
 
 -- The timeline of the calling statement's snapshot; 0 when there is none: on a standby, whose values
 -- prove nothing, and after a crash until the first node has begun a new one.
 -- +goose StatementBegin
-create function freshet.current_timeline() returns bigint language plpgsql stable as $$
+create function freshet.current_timeline() returns bigint
+language plpgsql stable as $$
 begin
     if pg_is_in_recovery() then
         return 0;
     end if;
-    return coalesce((select t.id from freshet.timeline t), 0);
+    return coalesce((select t.id from freshet.timeline t
+                       join pg_catalog.pg_database d on d.oid = t.database and d.datname = current_database()
+                      where t.home = t.tableoid), 0);
 end $$;
 -- +goose StatementEnd
 
--- Begins a timeline if there is none, or if the one that is there came with a dump of another
--- server, or if it is the given one, which the caller has seen to be broken. Returns the current one.
+-- Begins a timeline if there is none, or if the one that is there belongs to another server or
+-- database, or if it is the given one, which the caller has seen to be broken. Returns the current one.
 -- +goose StatementBegin
 create function freshet.begin_timeline(broken bigint default 0) returns bigint
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
-    here    bigint := (select c.system_identifier from pg_control_system() c);
-    current bigint;
+    here_server   bigint := (select c.system_identifier from pg_control_system() c);
+    here_database oid    := (select d.oid from pg_database d where d.datname = current_database());
+    current       bigint;
 begin
     if pg_is_in_recovery() then
         return 0;
     end if;
-    select t.id into current from freshet.timeline t where t.system = here and t.id <> broken;
-    if current is not null then
-        return current;
-    end if;
-    lock table freshet.timeline in share row exclusive mode;
-    select t.id into current from freshet.timeline t where t.system = here and t.id <> broken;
-    if current is null then
-        delete from freshet.timeline;
-        insert into freshet.timeline (id, system)
-        values (('x' || substr(replace(gen_random_uuid()::text, '-', ''), 1, 15))::bit(60)::bigint + 1, here)
-        returning timeline.id into current;
-    end if;
+    for attempt in 1..2 loop
+        select t.id into current from freshet.timeline t
+         where t.server = here_server and t.database = here_database and t.home = t.tableoid
+           and t.id is distinct from broken;
+        if current is not null then
+            return current;
+        end if;
+        -- Look again when no other session can be about to do the same.
+        lock table freshet.timeline in share row exclusive mode;
+    end loop;
+    delete from freshet.timeline;
+    insert into freshet.timeline (id, server, database, home)
+    values (('x' || substr(replace(gen_random_uuid()::text, '-', ''), 1, 15))::bit(60)::bigint + 1,
+            here_server, here_database, 'freshet.timeline'::regclass)
+    returning timeline.id into current;
+    -- Whoever sees the new timeline sees all that is visible here. The horizon that was there may be in
+    -- another server's numbers.
+    update freshet.horizon
+       set kept_from = pg_current_snapshot(), next = pg_current_snapshot(), next_at = clock_timestamp();
     return current;
 end $$;
 -- +goose StatementEnd
@@ -89,6 +103,14 @@ declare
     gone bigint;
     upto pg_snapshot;
 begin
+    if keep is null or keep < interval '0' then
+        raise exception 'freshet.trim: keep is %; want how long rows stay, 0 or more', coalesce(keep::text, 'null')
+            using errcode = '22023';
+    end if;
+    if at_most is null or at_most < 1 then
+        raise exception 'freshet.trim: at_most is %; want a number of rows, 1 or more', coalesce(at_most::text, 'null')
+            using errcode = '22023';
+    end if;
     if not pg_try_advisory_xact_lock(hashtext('freshet.trim')) then
         return 0;
     end if;
@@ -97,9 +119,16 @@ begin
      where h.next_at < clock_timestamp() - keep;
     select h.kept_from into upto from freshet.horizon h;
     with old as (
-        select l.ctid from freshet.log l
-         where l.xid < pg_snapshot_xmax(upto) and pg_visible_in_snapshot(l.xid, upto)
-         limit at_most
+        (select l.ctid from freshet.log l
+          where l.xid < pg_snapshot_xmax(upto) and pg_visible_in_snapshot(l.xid, upto)
+          limit at_most)
+        union all
+        -- Another server's, come with a dump: no row of this one's could be visible here.
+        (select l.ctid from freshet.log l
+          where l.xid >= pg_snapshot_xmax(pg_current_snapshot())
+            and l.xid is distinct from pg_current_xact_id_if_assigned()
+          limit at_most)
+        limit at_most
     )
     delete from freshet.log l using old where l.ctid = old.ctid;
     get diagnostics gone = row_count;
@@ -116,8 +145,8 @@ begin
     if coalesce(namespace, '') = '' then
         raise exception 'freshet.invalidate: namespace is empty; want the namespace of a cache' using errcode = '22023';
     end if;
-    if exists (select from unnest(ids) id where coalesce(id, '') = '') then
-        raise exception 'freshet.invalidate: an id is empty or null; want the id of an entity' using errcode = '22023';
+    if ids is null or exists (select from unnest(ids) id where coalesce(id, '') = '') then
+        raise exception 'freshet.invalidate: ids: an id is empty or null; want the id of an entity' using errcode = '22023';
     end if;
     insert into freshet.log (kind, namespace, id)
     select 'e', namespace, id from unnest(ids) id group by id;
@@ -126,8 +155,14 @@ end $$;
 create function freshet.invalidate_view(namespace text, id text, view text) returns void
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 begin
-    if coalesce(namespace, '') = '' or coalesce(id, '') = '' or coalesce(view, '') = '' then
-        raise exception 'freshet.invalidate_view: namespace, id or view is empty; want all three' using errcode = '22023';
+    if coalesce(namespace, '') = '' then
+        raise exception 'freshet.invalidate_view: namespace is empty; want the namespace of a cache' using errcode = '22023';
+    end if;
+    if coalesce(id, '') = '' then
+        raise exception 'freshet.invalidate_view: id is empty; want the id of an entity' using errcode = '22023';
+    end if;
+    if coalesce(view, '') = '' then
+        raise exception 'freshet.invalidate_view: view is empty; want the view of a cache' using errcode = '22023';
     end if;
     insert into freshet.log (kind, namespace, id, view) values ('v', namespace, id, view);
 end $$;
@@ -135,8 +170,8 @@ end $$;
 create function freshet.invalidate_tag(variadic tags text[]) returns void
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 begin
-    if exists (select from unnest(tags) tag where coalesce(tag, '') = '') then
-        raise exception 'freshet.invalidate_tag: a tag is empty or null; want the tag of an entry' using errcode = '22023';
+    if tags is null or exists (select from unnest(tags) tag where coalesce(tag, '') = '') then
+        raise exception 'freshet.invalidate_tag: tags: a tag is empty or null; want the tag of an entry' using errcode = '22023';
     end if;
     insert into freshet.log (kind, id) select 't', tag from unnest(tags) tag group by tag;
 end $$;
@@ -153,109 +188,142 @@ end $$;
 
 -- Makes every change of a table write the log, whoever makes it: the rows' entities and the tags
 -- made from their columns, before and after. A tag may name columns in braces, 'category:{category_id}';
--- a row whose column is null does not carry that tag. A statement that changes more than 1000 entities
--- writes one row for the namespace instead, one with more than 1000 tags one row for everything, and so
--- does TRUNCATE for a table with such tags. Call again to change it.
+-- a row whose column is null does not carry that tag. Dates are written as ISO, times in UTC, whatever
+-- the writer's settings. A statement that changes more than 1000 entities writes one row for the
+-- namespace instead, one with more than 1000 tags one row for everything, and so does TRUNCATE for a
+-- table with such tags. Partitions and children that the table has by now are watched with it. Call
+-- again to change it, or after adding partitions that are written to by their own names.
+--
+-- Not seen: rows that logical replication applies (it fires no statement triggers), ATTACH and DETACH
+-- of partitions, and writers that disable triggers.
 -- +goose StatementBegin
 create function freshet.watch(
     relation  regclass,
     namespace text,
     id        text   default 'id',
     tags      text[] default '{}'
-) returns void language plpgsql as $watch$
+) returns void language plpgsql set search_path = pg_catalog, pg_temp as $watch$
 declare
-    name      text := 'watch_' || relation::oid;
-    columns   text[] := (select array_agg(a.attname::text) from pg_catalog.pg_attribute a
-                          where a.attrelid = relation and a.attnum > 0 and not a.attisdropped);
+    columns   text[];
+    name      text := 'watch_' || replace(gen_random_uuid()::text, '-', '');
     tag       text;
     part      text;
-    exprs     text[] := '{}';
     expr      text;
+    exprs     text[] := '{}';
+    fixed     text[] := '{}';  -- the tags without columns
     templated boolean := false;
-    row_text  text;
+    rows_of   text;
+    body      text := '';
     op        text;
+    target    regclass;
+    existing  record;
 begin
+    if relation is null then
+        raise exception 'freshet.watch: relation is null; want a table' using errcode = '22023';
+    end if;
+    if not exists (select from pg_class c where c.oid = relation and c.relkind in ('r', 'p')) then
+        raise exception 'freshet.watch: relation: % is not a table', relation using errcode = '42809';
+    end if;
     if coalesce(namespace, '') = '' then
         raise exception 'freshet.watch: namespace is empty; want the namespace of a cache' using errcode = '22023';
     end if;
+    columns := array(select a.attname::text from pg_attribute a
+                      where a.attrelid = relation and a.attnum > 0 and not a.attisdropped);
     if id is null or not id = any (columns) then
-        raise exception 'freshet.watch: id: table % has no column "%"', relation, id using errcode = '42703';
+        raise exception 'freshet.watch: id: table % has no column "%"', relation, coalesce(id, '') using errcode = '42703';
     end if;
-    foreach tag in array tags loop
+    foreach tag in array coalesce(tags, '{}') loop
         if coalesce(tag, '') = '' then
             raise exception 'freshet.watch: tags: a tag is empty or null' using errcode = '22023';
         end if;
-        expr := '';
+        expr := null;
         -- The text between braces is a column, all else is itself.
         for part in select m[1] from regexp_matches(tag, '(\{[^{}]*\}|[^{}]+|[{}])', 'g') m loop
-            expr := expr || case when expr = '' then '' else ' || ' end;
             if part like '{%}' then
-                if not substr(part, 2, length(part) - 2) = any (columns) then
-                    raise exception 'freshet.watch: tags: % in "%": table % has no such column', part, tag, relation
+                part := substr(part, 2, length(part) - 2);
+                if not part = any (columns) then
+                    raise exception 'freshet.watch: tags: {%} in "%": table % has no such column', part, tag, relation
                         using errcode = '42703';
                 end if;
                 templated := true;
-                expr := expr || format('r.%I::text', substr(part, 2, length(part) - 2));
+                expr := concat_ws(' || ', expr, format('r.%I::text', part));
             elsif part in ('{', '}') then
                 raise exception 'freshet.watch: tags: "%": a brace without its partner', tag using errcode = '22023';
             else
-                expr := expr || quote_literal(part);
+                expr := concat_ws(' || ', expr, quote_literal(part) || '::text');
             end if;
         end loop;
         exprs := exprs || expr;
+        if tag !~ '[{]' then
+            fixed := fixed || tag;
+        end if;
     end loop;
 
-    row_text := format('select r.%I::text as id, array[%s]::text[] as tags from %%s r', id, array_to_string(exprs, ', '));
-    expr := '';
+    expr := format('select r.%I::text as id, array[%s]::text[] as tags from ', id, array_to_string(exprs, ', '));
     foreach op in array array['INSERT', 'DELETE', 'UPDATE'] loop
-        expr := expr || format($branch$
+        rows_of := case op
+            when 'INSERT' then expr || 'freshet_new r'
+            when 'DELETE' then expr || 'freshet_old r'
+            else expr || 'freshet_old r union all ' || expr || 'freshet_new r'
+        end;
+        body := body || format($branch$
     if TG_OP = %L then
         with rows as materialized (%s),
-             ids  as materialized (select distinct r.id from rows r limit 1001),
+             ids  as materialized (select distinct r.id from rows r where r.id is not null limit 1001),
              tags as materialized (select distinct t.tag from rows r, unnest(r.tags) t(tag) where t.tag is not null limit 1001),
              many as materialized (select (select count(*) from ids) > 1000 as ids, (select count(*) from tags) > 1000 as tags)
         insert into freshet.log (kind, namespace, id)
-        select 'e'::"char", %L, i.id from ids i, many m where not m.ids and i.id is not null
+        select 'e'::"char", %L, i.id from ids i, many m where not m.ids
         union all select 'n', %L, '' from many m where m.ids
         union all select 't', '', t.tag from tags t, many m where not m.tags
         union all select 'a', '', '' from many m where m.tags;
         return null;
-    end if;$branch$,
-            op,
-            case op
-                when 'INSERT' then format(row_text, 'freshet_new')
-                when 'DELETE' then format(row_text, 'freshet_old')
-                else format(row_text, 'freshet_old') || ' union all ' || format(row_text, 'freshet_new')
-            end,
-            namespace, namespace);
+    end if;$branch$, op, rows_of, namespace, namespace);
     end loop;
-
-    execute format($create$
-create or replace function freshet.%I() returns trigger
-language plpgsql security definer set search_path = pg_catalog, pg_temp as $body$
+    body := format($body$
 begin%s
     insert into freshet.log (kind, namespace, id)
     select 'n'::"char", %L, ''
     union all select 't', '', t from unnest(%L::text[]) t
     union all select 'a', '', '' where %L;
     return null;
-end $body$$create$,
-        name, expr, namespace,
-        array(select t from unnest(tags) t where t not like '%{%'), templated);
+end $body$, body, namespace, fixed, templated);
+    execute format('create function freshet.%I() returns trigger language plpgsql security definer '
+        'set search_path = pg_catalog, pg_temp set datestyle = %L set timezone = %L as %L', name, 'ISO, YMD', 'UTC', body);
+    execute format('comment on function freshet.%I() is %L', name, format('freshet.watch of %s as %s', relation, namespace));
 
-    foreach op in array array['INSERT', 'UPDATE', 'DELETE', 'TRUNCATE'] loop
-        execute format('drop trigger if exists %I on %s', 'freshet_' || lower(op), relation);
-        execute format('create trigger %I after %s on %s %s for each statement execute function freshet.%I()',
-            'freshet_' || lower(op), op, relation,
-            case op
-                when 'INSERT' then 'referencing new table as freshet_new'
-                when 'DELETE' then 'referencing old table as freshet_old'
-                when 'UPDATE' then 'referencing old table as freshet_old new table as freshet_new'
-                else ''
-            end,
-            name);
-        -- Also for writes applied with session_replication_role = replica.
-        execute format('alter table %s enable always trigger %I', relation, 'freshet_' || lower(op));
+    for target in
+        with recursive family as (
+            select relation::oid as member
+            union select i.inhrelid from pg_inherits i join family f on i.inhparent = f.member
+        )
+        select f.member from family f join pg_class c on c.oid = f.member where c.relkind in ('r', 'p')
+    loop
+        -- One watch of a table at a time, and no writer between the old triggers and the new ones.
+        execute format('lock table only %s in share row exclusive mode', target);
+        for existing in
+            select t.tgname, t.tgfoid from pg_trigger t join pg_proc p on p.oid = t.tgfoid
+             where t.tgrelid = target and t.tgname like 'freshet\_%' and not t.tgisinternal
+               and p.pronamespace = 'freshet'::regnamespace
+        loop
+            execute format('drop trigger %I on %s', existing.tgname, target);
+            if not exists (select from pg_trigger t where t.tgfoid = existing.tgfoid) then
+                execute format('drop function %s', existing.tgfoid::regprocedure);
+            end if;
+        end loop;
+        foreach op in array array['INSERT', 'UPDATE', 'DELETE', 'TRUNCATE'] loop
+            execute format('create trigger %I after %s on %s %s for each statement execute function freshet.%I()',
+                'freshet_' || lower(op), op, target,
+                case op
+                    when 'INSERT' then 'referencing new table as freshet_new'
+                    when 'DELETE' then 'referencing old table as freshet_old'
+                    when 'UPDATE' then 'referencing old table as freshet_old new table as freshet_new'
+                    else ''
+                end,
+                name);
+            -- Also for sessions with session_replication_role = replica.
+            execute format('alter table only %s enable always trigger %I', target, 'freshet_' || lower(op));
+        end loop;
     end loop;
 end $watch$;
 -- +goose StatementEnd
