@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"syscall"
 	"time"
 )
@@ -31,12 +32,16 @@ type reaper struct {
 // the terminal, and none for this process's group, reaches it. It returns when the
 // reaper can be relied on.
 func startReaper(s *spawner, folder string, executables []string) (*reaper, error) {
+	// A file, and not an argument of sh, so that lists of processes stay readable.
+	script := filepath.Join(folder, "reaper.sh")
+	if err := os.WriteFile(script, []byte(reaperScript), 0o600); err != nil {
+		return nil, fmt.Errorf("devstack: reaper: %w", err)
+	}
 	input, pipe, err := os.Pipe()
 	if err != nil {
 		return nil, fmt.Errorf("devstack: reaper: %w", err)
 	}
-	args := append([]string{"-c", reaperScript, "freshet-reaper", folder}, executables...)
-	cmd := exec.Command("/bin/sh", args...)
+	cmd := exec.Command("/bin/sh", append([]string{script, folder}, executables...)...)
 	cmd.Dir = "/"
 	cmd.Env = childEnvironment()
 	cmd.Stdin = input
