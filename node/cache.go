@@ -202,18 +202,23 @@ func newTiers[V any](n *Node, name cacheName, c tiers.Config[V]) (*tiers.Cache[V
 
 // Get returns the value, [ErrNotFound] if there is none, or why it cannot be had.
 func (c *Cache[V]) Get(ctx context.Context, id string, options ...ReadOption) (V, error) {
+	if len(options) == 0 {
+		if v, ok := c.tiers.Hit(id, c.node.budget); ok {
+			return v, nil
+		}
+	}
 	r, err := c.tiers.Lookup(ctx, id, c.node.want(options))
 	if err == nil && r.Absent {
 		err = ErrNotFound
 	}
-	return r.Value, wrap(c.name, id, err)
+	return r.Value, wrap(c.name, err)
 }
 
 // Lookup is [Cache.Get] with the labels. When the error is [ErrNotFound] the entry's labels are those
 // of the answer "not found".
 func (c *Cache[V]) Lookup(ctx context.Context, id string, options ...ReadOption) (Entry[V], error) {
 	r, err := c.tiers.Lookup(ctx, id, c.node.want(options))
-	return entryOf(c.name, id, &r, err)
+	return entryOf(c.name, &r, err)
 }
 
 // GetMany returns what there is of the ids, labelled; ids that do not exist are not in the map. What is
@@ -227,7 +232,7 @@ func (c *Cache[V]) GetMany(ctx context.Context, ids []string, options ...ReadOpt
 	entries := make(map[string]Entry[V], len(ids))
 	for i := range results {
 		if r := &results[i]; r.Tier != 0 && !r.Absent {
-			entries[ids[i]], _ = entryOf(c.name, ids[i], r, nil)
+			entries[ids[i]], _ = entryOf(c.name, r, nil)
 		}
 	}
 	if err != nil {
@@ -352,12 +357,12 @@ func (c *QueryCache[V]) Get(ctx context.Context, p cluster.Params, options ...Re
 func (c *QueryCache[V]) Lookup(ctx context.Context, p cluster.Params, options ...ReadOption) (Entry[V], error) {
 	id := idOf(p)
 	r, err := c.tiers.Lookup(ctx, id, c.node.want(options))
-	return entryOf(c.name, id, &r, err)
+	return entryOf(c.name, &r, err)
 }
 
 // want is what a read with the options asks for.
 func (n *Node) want(options []ReadOption) tiers.Want {
-	want := tiers.Want{Budget: n.config.budget(), MaxStale: n.config.MaxStale}
+	want := tiers.Want{Budget: n.budget, MaxStale: n.config.MaxStale}
 	for i := range options {
 		switch o := &options[i]; o.kind {
 		case optionBudget:
@@ -371,21 +376,21 @@ func (n *Node) want(options []ReadOption) tiers.Want {
 	return want
 }
 
-func entryOf[V any](name cacheName, id string, r *tiers.Result[V], err error) (Entry[V], error) {
+func entryOf[V any](name cacheName, r *tiers.Result[V], err error) (Entry[V], error) {
 	if err != nil {
-		return Entry[V]{}, wrap(name, id, err)
+		return Entry[V]{}, wrap(name, err)
 	}
 	e := Entry[V]{
 		Value: r.Value, Fresh: r.Fresh, Age: r.Age, Tier: r.Tier, Version: r.Version, TTL: r.TTL, Token: r.Token(),
 	}
 	if r.Absent {
-		return e, wrap(name, id, ErrNotFound)
+		return e, wrap(name, ErrNotFound)
 	}
 	return e, nil
 }
 
 // wrap says what was being read; a plain nil and the sentinel of a frequent answer cost nothing.
-func wrap(name cacheName, id string, err error) error {
+func wrap(name cacheName, err error) error {
 	if err == nil || err == ErrNotFound { //nolint:errorlint // identity: it is our own, unwrapped
 		return err
 	}

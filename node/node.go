@@ -23,6 +23,7 @@ type Node struct {
 	config Config
 	id     string
 	boot   uint64
+	budget time.Duration // of reads that name none
 	log    *slog.Logger
 	keys   cluster.Keys
 
@@ -66,7 +67,8 @@ func Open(ctx context.Context, c Config) (*Node, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, fmt.Errorf("node: open: %w", err)
 	}
-	n := &Node{config: c, id: c.id(), boot: newBoot(), log: c.logger().With("node", c.id()), caches: map[cacheName]cache{}}
+	n := &Node{config: c, id: c.id(), boot: newBoot(), budget: c.budget(), caches: map[cacheName]cache{}}
+	n.log = c.logger().With("node", n.id)
 	if err := n.open(); err != nil {
 		return nil, errors.Join(fmt.Errorf("node: open: %w", err), n.Close())
 	}
@@ -279,9 +281,10 @@ func (n *Node) pollAge() time.Duration {
 	return n.tracker.Now().Sub(poll.Sent)
 }
 
-// newBoot names this start of the process; never 0.
+// newBoot names this start of the process: later starts have higher numbers, as membership wants it,
+// and random low bits tell apart two that happen at once.
 func newBoot() uint64 {
-	var b [8]byte
+	var b [2]byte
 	_, _ = rand.Read(b[:]) // crypto/rand does not fail
-	return binary.BigEndian.Uint64(b[:]) | 1
+	return uint64(time.Now().UnixNano())&^0xffff | uint64(binary.BigEndian.Uint16(b[:]))
 }

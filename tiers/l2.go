@@ -98,6 +98,8 @@ type L2 struct {
 
 	cancel  context.CancelFunc // ends run and every shard's run
 	running sync.WaitGroup
+
+	deadlines deadlines
 }
 
 // OpenL2 checks the configuration and returns at once; it fails for nothing else. It connects in the
@@ -273,8 +275,14 @@ func (l *L2) do(caller context.Context, reqs []request) {
 	if len(reqs) == 0 {
 		return
 	}
-	ctx, cancel := context.WithTimeout(caller, l.config.timeout())
-	defer cancel()
+	if err := caller.Err(); err != nil {
+		for i := range reqs {
+			reqs[i].err = fmt.Errorf("%w: %w: %w", ErrUnavailable, errCallerGone, err)
+		}
+		return
+	}
+	d := l.deadlines.start(caller, l.config.timeout())
+	defer l.deadlines.end(d)
 	t := l.topology.Load()
 	for i := range reqs {
 		if reqs[i].shard = t.shard(reqs[i].slot); reqs[i].shard == nil {
@@ -283,8 +291,7 @@ func (l *L2) do(caller context.Context, reqs []request) {
 		}
 	}
 	for attempt := 0; ; attempt++ {
-		again := l.sendAll(ctx, caller, reqs)
-		if !again {
+		if again := l.sendAll(d, reqs); !again {
 			return
 		}
 		for i := range reqs {
@@ -294,8 +301,9 @@ func (l *L2) do(caller context.Context, reqs []request) {
 }
 
 // sendAll sends what is not done, to each shard on its own. It reports whether any was redirected.
-func (l *L2) sendAll(ctx, caller context.Context, reqs []request) bool {
-	var groups []group
+func (l *L2) sendAll(d *deadline, reqs []request) bool {
+	var room [3]group // most clusters are small
+	groups := room[:0]
 	for i := range reqs {
 		s := reqs[i].shard
 		if s == nil {
@@ -303,20 +311,24 @@ func (l *L2) sendAll(ctx, caller context.Context, reqs []request) bool {
 		}
 		n := slices.IndexFunc(groups, func(g group) bool { return g.shard == s })
 		if n < 0 {
-			groups, n = append(groups, group{shard: s}), len(groups)
+			groups, n = append(groups, group{shard: s, reqs: make([]*request, 0, len(reqs))}), len(groups)
 		}
 		groups[n].reqs = append(groups[n].reqs, &reqs[i])
 	}
-	if len(groups) == 0 {
+	switch len(groups) {
+	case 0:
 		return false
+	case 1:
+		l.sendGroup(d, groups[0])
+	default:
+		l.sendGroups(d, slices.Clone(groups))
 	}
-	var others sync.WaitGroup
-	for _, g := range groups[1:] {
-		others.Go(func() { l.sendGroup(ctx, caller, g) })
+	for i := range reqs {
+		if reqs[i].shard != nil {
+			return true
+		}
 	}
-	l.sendGroup(ctx, caller, groups[0])
-	others.Wait()
-	return slices.ContainsFunc(reqs, func(r request) bool { return r.shard != nil })
+	return false
 }
 
 // group is the part of a call that one shard serves.
@@ -325,11 +337,21 @@ type group struct {
 	reqs  []*request
 }
 
+// sendGroups sends to all shards at once, and returns when all have answered or d is over.
+func (l *L2) sendGroups(d *deadline, groups []group) {
+	var others sync.WaitGroup
+	for _, g := range groups[1:] {
+		others.Go(func() { l.sendGroup(d, g) })
+	}
+	l.sendGroup(d, groups[0])
+	others.Wait()
+}
+
 // sendGroup sends to one shard, in pipelines of bounded length. Afterwards only those requests have a
 // shard that a redirection must find a new one for.
-func (l *L2) sendGroup(ctx, caller context.Context, g group) {
+func (l *L2) sendGroup(d *deadline, g group) {
 	for batch := range slices.Chunk(g.reqs, maxPipeline) {
-		if err := g.shard.send(ctx, caller, batch); err != nil {
+		if err := g.shard.send(d, batch); err != nil {
 			l.suspectTopology()
 			for _, r := range batch {
 				r.err, r.shard = err, nil

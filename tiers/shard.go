@@ -41,6 +41,7 @@ type shard struct {
 
 	link   atomic.Pointer[link] // nil while there is no connection; set by run
 	cancel context.CancelFunc   // ends run
+	full   chan struct{}        // capacity 1: send refused a call for want of answers; run receives
 
 	requests, failures, refused atomic.Uint64
 
@@ -51,7 +52,7 @@ type shard struct {
 func newShard(id, address string, c *L2Config) *shard {
 	because := func(cause string) error { return fmt.Errorf("%w: shard %s: %s", ErrUnavailable, address, cause) }
 	return &shard{
-		id: id, address: address, config: c, log: c.logger().With("shard", address),
+		id: id, address: address, config: c, full: make(chan struct{}, 1), log: c.logger().With("shard", address),
 		errNoConnection: because("no connection"),
 		errOpen:         because("its breaker is open"),
 		errFull:         because("too many calls without an answer"),
@@ -62,9 +63,7 @@ func newShard(id, address string, c *L2Config) *shard {
 // connection is the end of its client, and run makes the next in the background.
 type link struct {
 	client rueidis.Client
-	// breaker belongs to the connection, not to the shard: a new connection has just answered the Redis
-	// handshake, so it starts closed and recovery need not wait for a breaker's timeout.
-	breaker *gobreaker.TwoStepCircuitBreaker[struct{}]
+	breaker *breaker
 
 	// Redis answers in order. abandoned counts the calls given up without an answer, and answered how
 	// many of those had been given up before some call started that got one: they are answered too.
@@ -74,6 +73,7 @@ type link struct {
 // run keeps a connection up until ctx ends.
 func (s *shard) run(ctx context.Context) {
 	backoff, warned := minBackoff, false
+	b := newBreaker(s)
 	for ctx.Err() == nil {
 		client, w, err := connect(ctx, s.address, s.config)
 		if err != nil {
@@ -86,11 +86,20 @@ func (s *shard) run(ctx context.Context) {
 			continue
 		}
 		s.log.Info("redis shard connected")
-		since := time.Now()
-		s.link.Store(&link{client: client, breaker: newBreaker(s.address, s.log)})
-		select {
-		case <-w.lost:
-		case <-ctx.Done():
+		if !b.hung.Load() {
+			b = newBreaker(s)
+		}
+		l, since := &link{client: client, breaker: b}, time.Now()
+		s.link.Store(l)
+		for up := true; up; {
+			select {
+			case <-s.full:
+				l.catchUp(ctx)
+			case <-w.lost:
+				up = false
+			case <-ctx.Done():
+				up = false
+			}
 		}
 		s.link.Store(nil)
 		disconnect(client, w, s.config.timeout())
@@ -107,27 +116,72 @@ func (s *shard) run(ctx context.Context) {
 	}
 }
 
-// newBreaker trips after 5 failures in a row, so that a dead or hanging primary costs each caller at
-// most one Timeout and all together five; or when half of at least 20 calls of the last 10 seconds
-// failed, which is worse than having no shared cache. It stays open for 2 s, for then three calls may
-// try: the failed trial costs three callers one Timeout each, which is little, and keeps a recovered
-// shard off for 2 s at most.
-func newBreaker(name string, log *slog.Logger) *gobreaker.TwoStepCircuitBreaker[struct{}] {
-	return gobreaker.NewTwoStepCircuitBreaker[struct{}](gobreaker.Settings{
-		Name:         name,
+// catchUp waits until Redis has answered what was abandoned, or the connection ends: while calls are
+// refused, none of them can find that out.
+func (l *link) catchUp(ctx context.Context) {
+	before := l.abandoned.Load()
+	if l.client.Do(ctx, l.client.B().Ping().Build()).Error() == nil {
+		raise(&l.answered, before)
+	}
+}
+
+// breaker is gobreaker's, and what its rule needs besides counts.
+//
+// A new connection gets a new one, closed: the node has just answered the Redis handshake, and recovery
+// need not wait for a breaker's time. Only if the last thing heard of the node was silence, the breaker
+// stays: else one that answers handshakes and nothing more would never trip it.
+type breaker struct {
+	*gobreaker.TwoStepCircuitBreaker[struct{}]
+	since        time.Time
+	failingSince atomic.Int64 // the first failure behind the last success, in nanoseconds after since; 0 = none
+	hung         atomic.Bool  // the last call that counts had no answer in time
+}
+
+// newBreaker makes one that trips after 5 failures in a row that took two Timeouts from the first to
+// the last: that is a shard that hangs, and each caller lost at most one Timeout. Without the second
+// condition one hiccup of a Timeout's length would be enough, in which five callers fail at once. It
+// also trips when half of at least 100 calls of the last 10 seconds failed: a shared cache that bad is
+// worse than none. After a second it lets three calls try, and closes if they get answers: a trial that
+// fails costs three callers one Timeout.
+func newBreaker(s *shard) *breaker {
+	b := &breaker{since: time.Now()}
+	b.TwoStepCircuitBreaker = gobreaker.NewTwoStepCircuitBreaker[struct{}](gobreaker.Settings{
+		Name:         s.address,
 		MaxRequests:  3,
 		Interval:     10 * time.Second,
 		BucketPeriod: time.Second,
-		Timeout:      2 * time.Second,
+		Timeout:      time.Second,
 		ReadyToTrip: func(c gobreaker.Counts) bool {
-			return c.ConsecutiveFailures >= 5 || (c.Requests >= 20 && 2*c.TotalFailures >= c.Requests)
+			hangs := c.ConsecutiveFailures >= 5 && b.failingFor() >= 2*s.config.timeout()
+			return hangs || (c.Requests >= 100 && 2*c.TotalFailures >= c.Requests)
 		},
 		IsSuccessful: healthy,
 		IsExcluded:   func(err error) bool { return errors.Is(err, errCallerGone) },
 		OnStateChange: func(_ string, from, to gobreaker.State) {
-			log.Warn("redis shard breaker", "from", from.String(), "to", to.String())
+			s.log.Warn("redis shard breaker", "from", from.String(), "to", to.String())
 		},
 	})
+	return b
+}
+
+// note keeps what came of a call. It is called before gobreaker is told, which then asks failingFor.
+func (b *breaker) note(good, silent bool) {
+	if b.hung.Load() != silent {
+		b.hung.Store(silent)
+	}
+	if good {
+		b.failingSince.Store(0)
+	} else {
+		b.failingSince.CompareAndSwap(0, max(1, int64(time.Since(b.since))))
+	}
+}
+
+// failingFor is how long nothing but failures has come.
+func (b *breaker) failingFor() time.Duration {
+	if first := b.failingSince.Load(); first > 0 {
+		return time.Since(b.since) - time.Duration(first)
+	}
+	return 0
 }
 
 // errCallerGone: the caller cancelled, or its own deadline came first. It says nothing of the shard.
@@ -136,7 +190,7 @@ var errCallerGone = errors.New("the caller gave up")
 // healthy reports whether the node that answered err can serve. A nil reply, a redirection, a refused
 // write (OOM) or a wrong type are answers of a node in order.
 func healthy(err error) bool {
-	if err == nil {
+	if err == nil || rueidis.IsRedisNil(err) {
 		return true
 	}
 	reply, ok := rueidis.IsRedisErr(err)
@@ -195,9 +249,8 @@ func (s *shard) state() string {
 }
 
 // send sends the requests as one pipeline and puts the replies into them. An error means that none has
-// a reply that counts; the error is ready for the caller. ctx ends with the call's own deadline or
-// with caller.
-func (s *shard) send(ctx, caller context.Context, reqs []*request) error {
+// a reply that counts; the error is ready for the caller.
+func (s *shard) send(d *deadline, reqs []*request) error {
 	l := s.link.Load()
 	if l == nil {
 		s.refused.Add(1)
@@ -207,6 +260,10 @@ func (s *shard) send(ctx, caller context.Context, reqs []*request) error {
 	defer l.inFlight.Add(-1)
 	if l.inFlight.Add(1)+before-l.answered.Load() > maxOutstanding {
 		s.refused.Add(1)
+		select {
+		case s.full <- struct{}{}:
+		default:
+		}
 		return s.errFull
 	}
 	done, err := l.breaker.Allow()
@@ -216,28 +273,32 @@ func (s *shard) send(ctx, caller context.Context, reqs []*request) error {
 	}
 	s.requests.Add(1)
 
-	verdict, unanswered := l.exchange(ctx, reqs)
-	switch {
-	case unanswered && ctx.Err() != nil:
-		l.abandoned.Add(1)
-	case !unanswered:
-		raise(&l.answered, before)
+	verdict, unanswered := l.exchange(d, reqs)
+	if unanswered {
+		over := d.Err() != nil
+		if over {
+			l.abandoned.Add(1)
+		}
+		if gone := d.callerGone(); gone != nil {
+			done(errCallerGone)
+			return fmt.Errorf("%w: shard %s: %w: %w", ErrUnavailable, s.address, errCallerGone, gone)
+		}
+		s.failures.Add(1)
+		l.breaker.note(false, over)
+		done(verdict)
+		if over {
+			return fmt.Errorf("%w: shard %s: no answer within %v", ErrUnavailable, s.address, s.config.timeout())
+		}
+		return fmt.Errorf("%w: shard %s: %w", ErrUnavailable, s.address, verdict)
 	}
-	if unanswered && caller.Err() != nil {
-		done(errCallerGone)
-		return fmt.Errorf("%w: shard %s: %w: %w", ErrUnavailable, s.address, errCallerGone, caller.Err())
-	}
-	done(verdict)
-	if !healthy(verdict) {
+	raise(&l.answered, before)
+	good := healthy(verdict)
+	if !good {
 		s.failures.Add(1)
 	}
-	switch {
-	case !unanswered:
-		return nil
-	case ctx.Err() != nil:
-		return fmt.Errorf("%w: shard %s: no answer within %v", ErrUnavailable, s.address, s.config.timeout())
-	}
-	return fmt.Errorf("%w: shard %s: %w", ErrUnavailable, s.address, verdict)
+	l.breaker.note(good, false)
+	done(verdict)
+	return nil
 }
 
 // exchange sends the requests and stores the replies. Its verdict is the worst of the replies' errors;
@@ -246,7 +307,7 @@ func (l *link) exchange(ctx context.Context, reqs []*request) (verdict error, un
 	b := l.client.B()
 	if len(reqs) == 1 && !reqs[0].asking {
 		reqs[0].reply = l.client.Do(ctx, reqs[0].build(b))
-		return judge(reqs)
+		return worst(reqs)
 	}
 	cmds := make([]rueidis.Completed, 0, len(reqs)+1)
 	for _, r := range reqs {
@@ -262,10 +323,10 @@ func (l *link) exchange(ctx context.Context, reqs []*request) (verdict error, un
 		}
 		r.reply, results = results[0], results[1:]
 	}
-	return judge(reqs)
+	return worst(reqs)
 }
 
-func judge(reqs []*request) (verdict error, unanswered bool) {
+func worst(reqs []*request) (verdict error, unanswered bool) {
 	for _, r := range reqs {
 		if err := r.reply.NonRedisError(); err != nil {
 			return err, true
@@ -336,7 +397,6 @@ func connect(ctx context.Context, address string, c *L2Config) (rueidis.Client, 
 		ConnWriteTimeout:  max(pingTimeout, c.timeout()),
 		PipelineMultiplex: -1, // one connection: Redis answers in order
 		RingScaleEachConn: ringScale,
-		AlwaysPipelining:  true, // else a late answer to a lone call would end the connection
 		DisableCache:      true, // client-side caching: L1 is under the directory's rule instead
 		DisableRetry:      true, // a retry would outlive the caller's interest and hide failures from the breaker
 	})

@@ -1,0 +1,355 @@
+package tiers
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"runtime/debug"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/freshet-cache/freshet/cluster"
+	"github.com/freshet-cache/freshet/coherence"
+)
+
+// flight is one fetch of one id, shared by all reads that want it meanwhile.
+type flight[V any] struct {
+	id   string
+	key  string
+	done chan struct{} // closed by land; item or err is set before
+	// lease is the token under which this flight holds the key's lease in L2; empty = it does not.
+	// Only the goroutine of the flight touches it.
+	lease string
+	item  *item[V]
+	err   error
+}
+
+// wait returns when the flight has landed, with its error, or when the reader's context ends.
+func (f *flight[V]) wait(ctx context.Context) error {
+	select {
+	case <-f.done:
+		return f.err
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// flights are those under way.
+type flights[V any] struct {
+	mu   sync.Mutex
+	byID map[string]*flight[V] // id -> the flight that reads may join
+}
+
+// maxFlights bounds the flights of one cache; beyond it reads fail with [ErrOverloaded].
+const maxFlights = 10_000
+
+// maxBatch bounds the ids of one load, and so the time that one slow id can cost others.
+const maxBatch = 100
+
+// fly joins the flight of an id or starts one.
+func (c *Cache[V]) fly(id string) (*flight[V], error) {
+	f, leading, err := c.board(id)
+	if err != nil {
+		return nil, err
+	}
+	if leading {
+		c.depart([]*flight[V]{f})
+	}
+	return f, nil
+}
+
+// flyAll joins or starts the flights of all ids, the new ones together in batches. Where it fails the
+// flight is nil.
+func (c *Cache[V]) flyAll(ids []string) []*flight[V] {
+	all := make([]*flight[V], len(ids))
+	var lead []*flight[V]
+	for i, id := range ids {
+		f, leading, err := c.board(id)
+		if err != nil {
+			continue
+		}
+		all[i] = f
+		if leading {
+			lead = append(lead, f)
+		}
+	}
+	for batch := range slices.Chunk(lead, maxBatch) {
+		c.depart(batch)
+	}
+	return all
+}
+
+// board returns the flight of an id, and whether the caller has just made it and must depart.
+func (c *Cache[V]) board(id string) (f *flight[V], leading bool, err error) {
+	c.flights.mu.Lock()
+	defer c.flights.mu.Unlock()
+	if f, ok := c.flights.byID[id]; ok {
+		c.counts.coalesced.Add(1)
+		return f, false, nil
+	}
+	if c.life.Err() != nil {
+		return nil, false, ErrClosed
+	}
+	if len(c.flights.byID) >= maxFlights {
+		return nil, false, fmt.Errorf("%d flights are under way: %w", maxFlights, ErrOverloaded)
+	}
+	key, err := c.config.Key(id)
+	if err != nil {
+		return nil, false, err
+	}
+	f = &flight[V]{id: id, key: key, done: make(chan struct{})}
+	c.flights.byID[id] = f
+	c.work.Add(1) // for the goroutine of depart; under the lock, so that Close cannot miss it
+	return f, true, nil
+}
+
+// depart runs the flights in a goroutine of their own, so that no reader's context or panic ends them
+// for the others. They all land within LoadTimeout, whatever the source does.
+func (c *Cache[V]) depart(batch []*flight[V]) {
+	ctx, cancel := context.WithTimeoutCause(c.life, c.LoadTimeout, fmt.Errorf("no answer within %v: %w", c.LoadTimeout, context.DeadlineExceeded))
+	stop := context.AfterFunc(ctx, func() {
+		for _, f := range batch {
+			c.land(f, nil, context.Cause(ctx))
+		}
+	})
+	go func() {
+		defer func() {
+			if stop() {
+				for _, f := range batch { // none is left unless something panicked
+					c.land(f, nil, errors.New("the flight broke off"))
+				}
+			}
+			cancel()
+			c.work.Add(-len(batch))
+		}()
+		c.run(ctx, batch)
+	}()
+}
+
+// land ends the flight once; what comes later is dropped.
+func (c *Cache[V]) land(f *flight[V], it *item[V], err error) {
+	c.flights.mu.Lock()
+	defer c.flights.mu.Unlock()
+	select {
+	case <-f.done:
+		return
+	default:
+	}
+	f.item, f.err = it, err
+	close(f.done)
+	delete(c.flights.byID, f.id)
+}
+
+// run is the course of a flight: L2, lease, owner, source.
+func (c *Cache[V]) run(ctx context.Context, batch []*flight[V]) {
+	batch = c.fromL2(ctx, batch)
+	if len(batch) == 0 {
+		return
+	}
+	var shared, alone []*flight[V] // with L2 to share what is loaded, and without
+	for _, f := range batch {
+		if c.L2 != nil && c.L2.Available(f.key) {
+			shared = append(shared, f)
+		} else {
+			alone = append(alone, f)
+		}
+	}
+	if len(alone) > 0 {
+		alone = c.fromOwners(ctx, alone)
+	}
+	if len(shared) > 0 {
+		c.underLease(ctx, shared, alone)
+		return
+	}
+	c.load(ctx, alone)
+}
+
+// fromL2 lands what L2 has and returns the rest.
+func (c *Cache[V]) fromL2(ctx context.Context, batch []*flight[V]) []*flight[V] {
+	if c.L2 == nil {
+		return batch
+	}
+	var rest []*flight[V]
+	for i, reply := range c.L2.GetMany(ctx, keysOf(batch)) {
+		if reply.Err != nil || !c.landEntry(batch[i], reply.Bytes, TierL2) {
+			rest = append(rest, batch[i])
+		}
+	}
+	return rest
+}
+
+// landEntry lands the flight with an entry from L2 or a peer if the entry is usable and valid.
+func (c *Cache[V]) landEntry(f *flight[V], b []byte, from Tier) bool {
+	it, err := c.decode(f.id, b, from)
+	if err != nil {
+		c.counts.unusable.Add(1)
+		return false
+	}
+	if c.Tracker.Now() >= it.expires || !c.revalidate(it) {
+		c.counts.rejected.Add(1)
+		return false
+	}
+	c.l1.put(f.id, it)
+	c.land(f, it, nil)
+	return true
+}
+
+// underLease loads what this replica gets the lease for, and lands the rest with what other replicas
+// load meanwhile. alone needs no lease and is loaded with the first.
+func (c *Cache[V]) underLease(ctx context.Context, batch, alone []*flight[V]) {
+	patience := c.Tracker.Now().Add(c.LeaseWait)
+	token := rand.Text() // of this load, not of this process: what an old holder does must not pass for a new one's
+	for pause := time.Millisecond; ; pause = min(2*pause, 16*time.Millisecond) {
+		var others []*flight[V]
+		load := alone
+		alone = nil
+		for i, reply := range c.L2.LeaseMany(ctx, c.leasesOf(batch, token)) {
+			f := batch[i]
+			if reply.Held {
+				f.lease = token
+			}
+			switch {
+			case reply.Value != nil && c.landEntry(f, reply.Value, TierL2):
+				c.release(ctx, f)
+			case reply.Held || reply.Err != nil:
+				load = append(load, f)
+			default:
+				others = append(others, f)
+			}
+		}
+		if len(load) > 0 {
+			c.load(ctx, load)
+		}
+		batch = others
+		if len(batch) == 0 {
+			return
+		}
+		if ctx.Err() != nil || c.Tracker.Now() >= patience {
+			break
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(pause):
+		}
+	}
+	// The holder takes long, or died. What it loads is good for others; these readers have waited enough.
+	c.counts.cutThru.Add(uint64(len(batch)))
+	c.load(ctx, batch)
+}
+
+// release gives up the lease that the flight holds, if it does.
+func (c *Cache[V]) release(ctx context.Context, f *flight[V]) {
+	if f.lease == "" {
+		return
+	}
+	// If this fails, the lease ends by itself.
+	_ = c.L2.Release(context.WithoutCancel(ctx), cluster.Lease(f.key), f.lease)
+	f.lease = ""
+}
+
+// fromOwners lands what the owner replicas answer and returns the rest.
+func (c *Cache[V]) fromOwners(ctx context.Context, batch []*flight[V]) []*flight[V] {
+	if c.Peers == nil {
+		return batch
+	}
+	var rest []*flight[V]
+	for _, f := range batch {
+		b, err := c.Peers.Fetch(ctx, c.config.Namespace, c.config.View, f.id)
+		if err != nil || !c.landEntry(f, b, TierOwner) {
+			rest = append(rest, f)
+		}
+	}
+	return rest
+}
+
+// load lands the flights with what the source has, and shares it.
+func (c *Cache[V]) load(ctx context.Context, batch []*flight[V]) {
+	defer func() {
+		for _, f := range batch {
+			c.release(ctx, f)
+		}
+	}()
+	began, loaded, err := c.ask(ctx, batch)
+	if err != nil {
+		c.counts.loadErrs.Add(uint64(len(batch)))
+		for _, f := range batch {
+			c.land(f, nil, err)
+		}
+		return
+	}
+	cost := c.Tracker.Now().Sub(began)
+	c.counts.loadNanos.Add(uint64(cost))
+	var fillings []Filling
+	for _, f := range batch {
+		it := c.loadedItem(f.id, loaded, began, cost)
+		keep := it.snapshot.Timeline != 0 && c.revalidate(it)
+		e, err := c.encode(it)
+		if err != nil {
+			// A value that cannot be encoded is served all the same, but no tier can hold it.
+			c.Logger.Warn("tiers: a loaded value cannot be kept", "namespace", c.config.Namespace, "error", err)
+			keep = false
+		}
+		it.version, it.size = e.version, sizeOf(f.id, e.payload)
+		if keep {
+			c.l1.put(f.id, it)
+		}
+		c.land(f, it, nil)
+		if keep && c.L2 != nil && c.L2.Available(f.key) {
+			filling := Filling{Key: f.key, Bytes: e.bytes, TTL: it.ttl}
+			if f.lease != "" {
+				filling.LeaseKey, filling.Token = cluster.Lease(f.key), f.lease
+				f.lease = ""
+			}
+			fillings = append(fillings, filling)
+		}
+	}
+	if len(fillings) == 0 {
+		return
+	}
+	// Best effort, bounded by L2's own time-out; the readers have their answer.
+	for _, err := range c.L2.SetMany(context.WithoutCancel(ctx), fillings) {
+		if err != nil {
+			c.counts.fillErrs.Add(1)
+		}
+	}
+}
+
+// ask loads the batch through the bulkhead. A panic of the source is an error of this load only.
+func (c *Cache[V]) ask(ctx context.Context, batch []*flight[V]) (began coherence.Instant, loaded Batch[V], err error) {
+	if err := c.Bulkhead.Enter(ctx); err != nil {
+		return 0, loaded, err
+	}
+	defer c.Bulkhead.Leave()
+	defer func() {
+		if p := recover(); p != nil {
+			c.Logger.Error("tiers: the source panicked", "namespace", c.config.Namespace, "panic", p, "stack", string(debug.Stack()))
+			err = fmt.Errorf("the source panicked: %v", p)
+		}
+	}()
+	ids := make([]string, len(batch))
+	for i, f := range batch {
+		ids[i] = f.id
+	}
+	c.counts.loads.Add(uint64(len(ids)))
+	began = c.Tracker.Now()
+	loaded, err = c.config.Source.Load(ctx, ids)
+	return began, loaded, err
+}
+
+func keysOf[V any](batch []*flight[V]) []string {
+	keys := make([]string, len(batch))
+	for i, f := range batch {
+		keys[i] = f.key
+	}
+	return keys
+}
+
+func (c *Cache[V]) leasesOf(batch []*flight[V], token string) []LeaseRequest {
+	leases := make([]LeaseRequest, len(batch))
+	for i, f := range batch {
+		leases[i] = LeaseRequest{Key: f.key, LeaseKey: cluster.Lease(f.key), Token: token, TTL: c.LeaseTTL}
+	}
+	return leases
+}

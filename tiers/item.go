@@ -1,0 +1,105 @@
+package tiers
+
+import (
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/cespare/xxhash/v2"
+
+	"github.com/freshet-cache/freshet/coherence"
+)
+
+// loadedItem makes the item of an id from a batch that was asked for at the given instant.
+func (c *Cache[V]) loadedItem(id string, loaded Batch[V], began coherence.Instant, cost time.Duration) *item[V] {
+	value, found := loaded.Values[id]
+	it := &item[V]{
+		value: value, absent: !found, tier: TierSource, snapshot: loaded.Snapshot,
+		loadedAt: time.Now(), ttl: vary(c.config.TTL), cost: cost, loaded: began,
+	}
+	if !found {
+		it.ttl = vary(c.config.NegativeTTL)
+	} else if c.config.Tags != nil {
+		it.tags = hashTags(c.config.Tags(id, value))
+	}
+	it.expires = c.Tracker.Now().Add(it.ttl)
+	c.place(id, it)
+	return it
+}
+
+// hashTags are the tags' scopes, ascending without duplicates.
+func hashTags(tags []string) []coherence.ScopeHash {
+	hashes := make([]coherence.ScopeHash, len(tags))
+	for i, tag := range tags {
+		hashes[i] = coherence.Tag(tag).Hash()
+	}
+	slices.Sort(hashes)
+	return slices.Compact(hashes)
+}
+
+// place gives the item its scopes and their stamps.
+func (c *Cache[V]) place(id string, it *item[V]) {
+	it.scopes = c.scopesOf(id, it.tags)
+	it.stamps = make([]coherence.Stamp, len(it.scopes))
+	for i, scope := range it.scopes {
+		it.stamps[i] = coherence.StampOf(scope)
+	}
+	it.checked.Store(int64(noInstant))
+}
+
+// generation is that of every namespace until generations can be changed.
+const generation = 1
+
+// encoded is an item in the format of L2.
+type encoded struct {
+	bytes   []byte
+	version uint64 // hash of the payload
+	payload int    // bytes before compression
+}
+
+// encode is the item as an entry of L2.
+func (c *Cache[V]) encode(it *item[V]) (encoded, error) {
+	h := Header{
+		Absent: it.absent, Codec: JSON, Fingerprint: c.fingerprint, Generation: generation,
+		Snapshot: it.snapshot, LoadedAt: it.loadedAt, Soft: it.ttl, Hard: it.ttl, Cost: it.cost, Tags: it.tags,
+	}
+	var payload []byte
+	if !it.absent {
+		var err error
+		if payload, err = EncodeValue(it.value); err != nil {
+			return encoded{}, err
+		}
+	}
+	b, err := EncodeEntry(nil, h, payload, 0)
+	return encoded{bytes: b, version: xxhash.Sum64(payload), payload: len(payload)}, err
+}
+
+// sizeOf is what an item takes in L1.
+func sizeOf(id string, payload int) int64 { return int64(len(id)) + int64(payload) + itemOverhead }
+
+// decode is the item of an entry that came from L2 or a peer. Anything that does not fit this build's
+// type is an error.
+func (c *Cache[V]) decode(id string, b []byte, from Tier) (*item[V], error) {
+	h, payload, err := DecodeEntry(b)
+	if err != nil {
+		return nil, err
+	}
+	if h.Fingerprint != c.fingerprint || h.Generation != generation {
+		return nil, fmt.Errorf("%w: of another type or generation", ErrForeign)
+	}
+	it := &item[V]{
+		absent: h.Absent, tier: from, snapshot: h.Snapshot, version: h.Sum, tags: h.Tags,
+		size:     sizeOf(id, len(payload)),
+		loadedAt: h.LoadedAt, ttl: h.Hard, cost: h.Cost, loaded: noInstant,
+	}
+	if !h.Absent {
+		if it.value, err = DecodeValue[V](h.Codec, payload); err != nil {
+			return nil, fmt.Errorf("%w: %w", ErrForeign, err)
+		}
+	}
+	// Wall clocks serve expiry only: a loader's clock that is ahead must not give more than its TTL.
+	left := min(h.LoadedAt.Add(h.Hard).Sub(time.Now()), h.Hard)
+	it.expires = c.Tracker.Now().Add(left)
+	c.place(id, it)
+	return it, nil
+}

@@ -1,0 +1,177 @@
+package tiers
+
+import (
+	"hash/maphash"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/golang-lru/v2/simplelru"
+
+	"github.com/freshet-cache/freshet/coherence"
+)
+
+// item is an entry in memory: the value itself, decoded, and what decides whether it may be served.
+// All but the last fields are immutable.
+type item[V any] struct {
+	value    V
+	absent   bool // the source has no such thing
+	tier     Tier // where it came from
+	snapshot coherence.Snapshot
+	version  uint64
+	tags     []coherence.ScopeHash
+	scopes   []coherence.ScopeHash // entity, view, namespace, everything, tags
+	stamps   []coherence.Stamp     // one for each scope
+	size     int64                 // encoded bytes and what the entry takes beside them
+	loadedAt time.Time             // wall clock of the load, for entries that travel on
+	ttl      time.Duration         // from loadedAt
+	cost     time.Duration         // how long the load took
+	expires  coherence.Instant
+	// loaded is when the load that made it began, if this process made it: it is then known to
+	// reflect every commit before. Otherwise noInstant.
+	loaded coherence.Instant
+
+	// sum is the stamps' sum when the item was last found valid: as long as it stays, nothing has
+	// changed. checked is the send time of the poll against which that was.
+	sum     atomic.Uint64
+	checked atomic.Int64
+	// promoted is the shard's clock when the item last moved to the front.
+	promoted atomic.Uint64
+}
+
+// noInstant is before every instant.
+const noInstant = coherence.Instant(-1 << 62)
+
+// itemOverhead is what an item takes beside its encoded bytes: the structs, the map and list cells,
+// the slices. Measured as heap growth per entry of small values.
+const itemOverhead = 600
+
+// L1 is the tier in this process: golang-lru shards, each under its own lock, bounded in entries and
+// in bytes. A hit moves its item to the front only when it has left the first eighth of its shard, so
+// that hot items are read without a write.
+type L1[V any] struct {
+	seed   maphash.Seed
+	mask   uint64
+	shards []l1Shard[V]
+}
+
+type l1Shard[V any] struct {
+	mu       sync.RWMutex
+	lru      *simplelru.LRU[string, *item[V]]
+	bytes    int64 // of the items in lru
+	maxBytes int64
+	// clock counts movements to the front; an item that was promoted less than near movements ago is
+	// among the first near items, and a hit need not move it.
+	clock atomic.Uint64
+	near  uint64
+
+	hits      atomic.Uint64 // counted here so that no counter is shared by all keys
+	absences  atomic.Uint64 // hits that said absent
+	evictions atomic.Uint64
+	_         [64]byte // keeps neighbours off this cache line
+}
+
+// maxShards and minPerShard decide how many locks an L1 has: as many as the first allows while each
+// shard has at least the second in entries.
+const (
+	maxShards   = 64
+	minPerShard = 128
+)
+
+// newL1 makes an L1 of at most the given entries and bytes, both positive.
+func newL1[V any](entries int, bytes int64) *L1[V] {
+	n := 1
+	for n < maxShards && entries/(2*n) >= minPerShard {
+		n *= 2
+	}
+	l := &L1[V]{seed: maphash.MakeSeed(), mask: uint64(n - 1), shards: make([]l1Shard[V], n)}
+	for i := range l.shards {
+		s := &l.shards[i]
+		s.maxBytes = bytes / int64(n)
+		size := (entries + n - 1) / n
+		s.near = uint64(size / 8)
+		// The callback runs under the shard's lock, at every removal.
+		s.lru, _ = simplelru.NewLRU(size, func(_ string, it *item[V]) { s.bytes -= it.size }) // size > 0
+	}
+	return l
+}
+
+func (l *L1[V]) shard(id string) *l1Shard[V] {
+	return &l.shards[maphash.String(l.seed, id)&l.mask]
+}
+
+// get returns the id's item, nil if there is none, and its shard.
+func (l *L1[V]) get(id string) (*item[V], *l1Shard[V]) {
+	s := l.shard(id)
+	s.mu.RLock()
+	it, _ := s.lru.Peek(id)
+	s.mu.RUnlock()
+	return it, s
+}
+
+// promote moves the id's item to the front.
+func (s *l1Shard[V]) promote(id string) {
+	s.mu.Lock()
+	if it, ok := s.lru.Get(id); ok {
+		it.promoted.Store(s.clock.Add(1))
+	}
+	s.mu.Unlock()
+}
+
+// put stores the item unless it is too large for its shard or the one that is there is of a newer
+// snapshot. It reports whether the item is there now.
+func (l *L1[V]) put(id string, it *item[V]) bool {
+	s := l.shard(id)
+	if it.size > s.maxBytes {
+		return false
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if old, ok := s.lru.Peek(id); ok {
+		if old.snapshot.Includes(it.snapshot) && !it.snapshot.Includes(old.snapshot) {
+			return false
+		}
+		s.lru.Remove(id)
+	}
+	for s.bytes+it.size > s.maxBytes {
+		s.lru.RemoveOldest()
+		s.evictions.Add(1)
+	}
+	if s.lru.Add(id, it) {
+		s.evictions.Add(1)
+	}
+	s.bytes += it.size
+	it.promoted.Store(s.clock.Add(1))
+	return true
+}
+
+// remove drops the item if it is still the one that is there.
+func (l *L1[V]) remove(id string, it *item[V]) {
+	s := l.shard(id)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if now, ok := s.lru.Peek(id); ok && now == it {
+		s.lru.Remove(id)
+	}
+}
+
+// L1Stats describes an L1 by now.
+type L1Stats struct {
+	Entries, Bytes            int64
+	Hits, Absences, Evictions uint64 // Absences are among the hits
+}
+
+func (l *L1[V]) stats() L1Stats {
+	var sum L1Stats
+	for i := range l.shards {
+		s := &l.shards[i]
+		s.mu.RLock()
+		sum.Entries += int64(s.lru.Len())
+		sum.Bytes += s.bytes
+		s.mu.RUnlock()
+		sum.Hits += s.hits.Load()
+		sum.Absences += s.absences.Load()
+		sum.Evictions += s.evictions.Load()
+	}
+	return sum
+}

@@ -1,0 +1,575 @@
+package tiers
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+	"unicode/utf8"
+
+	"github.com/freshet-cache/freshet/coherence"
+)
+
+// Tier is where an answer came from.
+type Tier uint8
+
+// The tiers, from the nearest to the farthest.
+const (
+	TierL1     Tier = iota + 1 // this process
+	TierL2                     // the Redis Cluster
+	TierOwner                  // the entity's owner replica
+	TierSource                 // the source
+)
+
+// String is the tier's name in headers, logs and metrics.
+func (t Tier) String() string {
+	switch t {
+	case TierL1:
+		return "l1"
+	case TierL2:
+		return "l2"
+	case TierOwner:
+		return "owner"
+	case TierSource:
+		return "source"
+	}
+	return "none"
+}
+
+// Errors that callers of a read branch on.
+var (
+	// ErrUncertain: the freshness asked for cannot be proven, and no STALE answer was allowed or there.
+	ErrUncertain = errors.New("freshness cannot be proven")
+	// ErrClosed: the cache or its node is closed.
+	ErrClosed = errors.New("closed")
+	// ErrBadID: no entry can have that id.
+	ErrBadID = errors.New("bad id")
+)
+
+// Want is what a reader asks of one read.
+type Want struct {
+	// Budget: a FRESH answer reflects every commit that is older. 0: every commit before the read.
+	Budget time.Duration
+	// MaxStale bounds the age of a STALE answer; 0 = none is allowed.
+	MaxStale time.Duration
+	// Token: the answer is not behind it.
+	Token coherence.Token
+}
+
+// Result is an answer. Its fields describe the moment at which it was checked.
+type Result[V any] struct {
+	Value  V
+	Absent bool // the source has no such thing; Value is zero
+	// Fresh: the answer is labelled FRESH; otherwise STALE.
+	Fresh bool
+	// Age bounds the staleness: the answer reflects every commit older than this.
+	Age time.Duration
+	// Tier is where the answer came from.
+	Tier Tier
+	// Version is the hash of the encoded value; the same value has the same on every replica.
+	Version uint64
+	// TTL is what is left of the entry's time to live.
+	TTL time.Duration
+	// Tags are the hashes of the entry's tags; not to be changed.
+	Tags []coherence.ScopeHash
+
+	snapshot *coherence.Snapshot
+	poll     *coherence.Poll
+}
+
+// Token is that of a session that has seen this answer.
+func (r *Result[V]) Token() coherence.Token {
+	var t coherence.Token
+	if r.snapshot != nil && r.snapshot.Timeline != 0 {
+		t = coherence.TokenOf(*r.snapshot)
+	}
+	if r.poll != nil && r.Fresh {
+		t = t.Merge(coherence.TokenOf(r.poll.Snapshot))
+	}
+	return t
+}
+
+// Peers asks the entity's owner replica for its entry, in L2's format.
+type Peers interface {
+	// Fetch returns the owner's entry. [ErrNoOwner] means that this node is the owner or knows none.
+	// It waits for a bounded time.
+	Fetch(ctx context.Context, namespace, view, id string) ([]byte, error)
+}
+
+// ErrNoOwner: no other replica owns the entity.
+var ErrNoOwner = errors.New("tiers: no other replica is the owner")
+
+// Shared is what the caches of one node have in common.
+type Shared struct {
+	Tracker  *coherence.Tracker // required
+	L2       *L2                // nil = none
+	Peers    Peers              // nil = none
+	Bulkhead *Bulkhead          // required
+	// LoadTimeout bounds a flight from its start to its end; 0 = 5 s.
+	LoadTimeout time.Duration
+	// LeaseWait is how long a flight waits for another replica's load; 0 = 150 ms.
+	LeaseWait time.Duration
+	// LeaseTTL is how long a lease outlives a replica that died with it; 0 = 2 s.
+	LeaseTTL time.Duration
+	// ProofTimeout bounds the wait of one read for a poll; 0 = 1 s.
+	ProofTimeout time.Duration
+	Logger       *slog.Logger // nil = slog.Default()
+}
+
+// Config describes one view of one namespace.
+type Config[V any] struct {
+	Namespace, View string
+	// Key is the key in L2 of an id; an error wraps [ErrBadID].
+	Key    func(id string) (string, error)
+	Source Source[V] // required
+	// Tags are what may change besides the entity itself; at most [MaxTags]. nil = none.
+	Tags func(id string, v V) []string
+	// TTL and NegativeTTL of what is there and of what is not; both with a tenth of jitter; 0 = 1 h
+	// and 30 s.
+	TTL, NegativeTTL time.Duration
+	// MaxEntries and MaxBytes bound L1; 0 = 100,000 and 64 MiB.
+	MaxEntries int
+	MaxBytes   int64
+}
+
+// Cache is the read path of one view. It is safe for concurrent use.
+type Cache[V any] struct {
+	Shared
+	config      Config[V]
+	fingerprint uint64
+	stamps      *coherence.Stamps
+	l1          *L1[V]
+	flights     flights[V]
+	counts      counts
+
+	life context.Context // ends at Close
+	end  context.CancelCauseFunc
+	work sync.WaitGroup // flights
+}
+
+// NewCache makes the read path. [Cache.Close] ends it.
+func NewCache[V any](shared Shared, c Config[V]) (*Cache[V], error) {
+	var problems []error
+	if c.Source == nil {
+		problems = append(problems, errors.New("tiers: Source is nil; want where the values come from"))
+	}
+	if c.Key == nil {
+		problems = append(problems, errors.New("tiers: Key is nil; want the key of an id"))
+	}
+	for name, n := range map[string]int64{
+		"TTL": int64(c.TTL), "NegativeTTL": int64(c.NegativeTTL), "MaxEntries": int64(c.MaxEntries), "MaxBytes": c.MaxBytes,
+	} {
+		if n < 0 {
+			problems = append(problems, fmt.Errorf("tiers: %s is negative; want 0 for the default or more", name))
+		}
+	}
+	if err := errors.Join(problems...); err != nil {
+		return nil, err
+	}
+	c.TTL = cmp.Or(c.TTL, time.Hour)
+	c.NegativeTTL = cmp.Or(c.NegativeTTL, 30*time.Second)
+	shared.LoadTimeout = cmp.Or(shared.LoadTimeout, 5*time.Second)
+	shared.LeaseWait = cmp.Or(shared.LeaseWait, 150*time.Millisecond)
+	shared.LeaseTTL = cmp.Or(shared.LeaseTTL, 2*time.Second)
+	shared.ProofTimeout = cmp.Or(shared.ProofTimeout, time.Second)
+	shared.Logger = cmp.Or(shared.Logger, slog.Default())
+	life, end := context.WithCancelCause(context.Background())
+	return &Cache[V]{
+		Shared:      shared,
+		config:      c,
+		fingerprint: Fingerprint[V](),
+		stamps:      shared.Tracker.Stamps(),
+		l1:          newL1[V](cmp.Or(c.MaxEntries, 100_000), cmp.Or(c.MaxBytes, 64<<20)),
+		flights:     flights[V]{byID: map[string]*flight[V]{}},
+		life:        life,
+		end:         end,
+	}, nil
+}
+
+// Close ends the flights and waits for them. Reads fail with [ErrClosed] from then on.
+func (c *Cache[V]) Close() {
+	c.end(ErrClosed)
+	c.work.Wait()
+}
+
+// Hit returns the value of a plain hit in L1 that is FRESH within the budget. When there is none it
+// says so at once, and [Cache.Lookup] is what to call.
+func (c *Cache[V]) Hit(id string, budget time.Duration) (value V, ok bool) {
+	if it, _, _ := c.hit(id, budget); it != nil && !it.absent {
+		return it.value, true
+	}
+	return value, false
+}
+
+// hit is the whole way of a plain hit: no lock but the shard's for reading, no allocation. It returns
+// the poll that proves the item fresh at the instant, or no item.
+func (c *Cache[V]) hit(id string, budget time.Duration) (*item[V], *coherence.Poll, coherence.Instant) {
+	poll := c.Tracker.Latest() // before the stamps: what it saw has raised them
+	if poll == nil {
+		return nil, nil, 0
+	}
+	now := c.Tracker.Now()
+	if now.Sub(poll.Sent) > budget {
+		return nil, nil, 0
+	}
+	it, shard := c.l1.get(id)
+	if it == nil || now >= it.expires || it.sum.Load() != c.stamps.Sum(it.stamps) {
+		return nil, nil, 0
+	}
+	shard.hits.Add(1)
+	if it.absent {
+		shard.absences.Add(1)
+	}
+	if shard.clock.Load()-it.promoted.Load() >= shard.near {
+		shard.promote(id)
+	}
+	return it, poll, now
+}
+
+// Lookup reads one id.
+func (c *Cache[V]) Lookup(ctx context.Context, id string, want Want) (Result[V], error) {
+	if poll := c.Tracker.Latest(); want.Token.IsZero() || (poll != nil && want.Token.SeenBy(poll.Snapshot)) {
+		if it, poll, now := c.hit(id, want.Budget); it != nil {
+			return it.result(TierL1, true, now.Sub(max(poll.Sent, it.loaded)), now, poll), nil
+		}
+	}
+	return c.lookup(ctx, id, want, c.Tracker.Now())
+}
+
+// maxAttempts bounds how often a read joins a flight whose answer turns out to be too old for it. The
+// second flight began after the read, so what it loads cannot be; more are only needed when L2 keeps
+// bringing what has just been invalidated.
+const maxAttempts = 4
+
+// lookup is a read that is not a plain hit.
+func (c *Cache[V]) lookup(ctx context.Context, id string, want Want, began coherence.Instant) (Result[V], error) {
+	c.counts.slow.Add(1)
+	if err := c.checkID(id); err != nil {
+		c.counts.errors.Add(1)
+		return Result[V]{}, err
+	}
+	unproven := c.prove(ctx, id, want, began)
+	if r, ok := c.again(id, want, began); ok {
+		return c.count(r, nil)
+	}
+	var last *item[V]
+	var failed error
+	for range maxAttempts {
+		f, err := c.fly(id)
+		if err != nil {
+			failed = err
+			break
+		}
+		if failed = f.wait(ctx); failed != nil {
+			break
+		}
+		if r, ok := c.label(f.item, f.item.tier, want, began); ok {
+			return c.count(r, nil)
+		}
+		if last = f.item; unproven != nil {
+			break // another flight cannot prove more
+		}
+		// Valid, but the proof ran out of the budget while the flight went on.
+		if unproven = c.prove(ctx, id, want, began); unproven != nil {
+			break
+		}
+	}
+	if r, ok := c.stale(id, last, want); ok {
+		return c.count(r, nil)
+	}
+	if failed == nil {
+		failed = ErrUncertain
+		if unproven != nil {
+			failed = fmt.Errorf("%w: %w", ErrUncertain, unproven)
+		}
+	}
+	return c.count(Result[V]{}, fmt.Errorf("%s %q: %w", c.config.Namespace, short(id), failed))
+}
+
+// prove makes sure that the latest poll is as recent as the read wants, polling if it is not. The
+// error says why it cannot be.
+func (c *Cache[V]) prove(ctx context.Context, id string, want Want, began coherence.Instant) error {
+	if poll := c.Tracker.Latest(); poll != nil && recent(poll.Sent, c.Tracker.Now(), want, began) && want.Token.SeenBy(poll.Snapshot) {
+		return nil
+	}
+	if c.Tracker.Failing() && want.MaxStale > 0 {
+		// Waiting for the next attempt would make every read slow while Postgres is away.
+		if it, _ := c.l1.get(id); it != nil {
+			return errors.New("the last poll of Postgres failed")
+		}
+	}
+	ctx, cancel := context.WithTimeout(ctx, c.ProofTimeout)
+	defer cancel()
+	_, err := c.Tracker.Barrier(ctx)
+	return err
+}
+
+// recent reports whether knowledge as of the instant proves freshness: it is within the budget, or
+// from after the read began.
+func recent(as, now coherence.Instant, want Want, began coherence.Instant) bool {
+	return as >= began || now.Sub(as) <= want.Budget
+}
+
+// again looks at L1 once more, with the directory's exact knowledge in place of the stamps.
+func (c *Cache[V]) again(id string, want Want, began coherence.Instant) (Result[V], bool) {
+	it, shard := c.l1.get(id)
+	if it == nil {
+		return Result[V]{}, false
+	}
+	r, ok := c.label(it, TierL1, want, began)
+	if ok {
+		shard.promote(id)
+	}
+	return r, ok
+}
+
+// label checks the item at its return: whether it may be served as FRESH, and with which bound.
+func (c *Cache[V]) label(it *item[V], tier Tier, want Want, began coherence.Instant) (Result[V], bool) {
+	poll := c.Tracker.Latest()
+	now := c.Tracker.Now()
+	if it.loaded >= began {
+		// This read's own load, or one that began later: it reflects every commit before the read.
+		c.revalidate(it)
+		return it.result(tier, true, now.Sub(it.loaded), now, poll), true
+	}
+	if now >= it.expires || !c.revalidate(it) {
+		return Result[V]{}, false
+	}
+	as := it.loaded
+	if poll != nil {
+		as = max(as, poll.Sent)
+		it.checked.Store(int64(poll.Sent))
+	}
+	if !recent(as, now, want, began) {
+		return Result[V]{}, false
+	}
+	if !want.Token.IsZero() && as < began && (poll == nil || !want.Token.SeenBy(poll.Snapshot)) {
+		return Result[V]{}, false
+	}
+	return it.result(tier, true, now.Sub(as), now, poll), true
+}
+
+// revalidate reports whether the item is valid as far as the node knows, and notes that it is.
+func (c *Cache[V]) revalidate(it *item[V]) bool {
+	sum := c.stamps.Sum(it.stamps) // before the check: what comes in between shows next time
+	if !c.Tracker.Admit(it.scopes[viewScope], it.scopes, it.snapshot) {
+		return false
+	}
+	it.sum.Store(sum)
+	return true
+}
+
+// stale finds an answer for a read that cannot have a FRESH one.
+func (c *Cache[V]) stale(id string, last *item[V], want Want) (Result[V], bool) {
+	if want.MaxStale <= 0 {
+		return Result[V]{}, false
+	}
+	it := last
+	tier := TierL1
+	if it == nil {
+		if it, _ = c.l1.get(id); it == nil {
+			return Result[V]{}, false
+		}
+	} else {
+		tier = it.tier
+	}
+	poll := c.Tracker.Latest()
+	now := c.Tracker.Now()
+	as := max(it.loaded, coherence.Instant(it.checked.Load()))
+	if poll != nil && c.Tracker.Valid(it.scopes[viewScope], it.scopes, it.snapshot) {
+		as = max(as, poll.Sent)
+	}
+	if now.Sub(as) > want.MaxStale {
+		return Result[V]{}, false
+	}
+	return it.result(tier, false, now.Sub(as), now, poll), true
+}
+
+func (it *item[V]) result(tier Tier, fresh bool, age time.Duration, now coherence.Instant, poll *coherence.Poll) Result[V] {
+	return Result[V]{
+		Value: it.value, Absent: it.absent, Fresh: fresh, Age: age, Tier: tier, Version: it.version,
+		TTL: it.expires.Sub(now), Tags: it.tags, snapshot: &it.snapshot, poll: poll,
+	}
+}
+
+// LookupMany reads several ids; the results stand in the order of the ids. All that cannot be answered
+// from L1 travels together. An error is that of the first id that failed; its result and those of
+// others that failed are zero, with Tier 0.
+func (c *Cache[V]) LookupMany(ctx context.Context, ids []string, want Want) ([]Result[V], error) {
+	results := make([]Result[V], len(ids))
+	began := c.Tracker.Now()
+	poll := c.Tracker.Latest()
+	seen := want.Token.IsZero() || (poll != nil && want.Token.SeenBy(poll.Snapshot))
+	var missing []int
+	for i, id := range ids {
+		if seen {
+			if it, poll, now := c.hit(id, want.Budget); it != nil {
+				results[i] = it.result(TierL1, true, now.Sub(max(poll.Sent, it.loaded)), now, poll)
+				continue
+			}
+		}
+		missing = append(missing, i)
+	}
+	if len(missing) == 0 {
+		return results, nil
+	}
+	_ = c.prove(ctx, ids[missing[0]], want, began) // if it cannot be, each read below finds out by itself
+	// Fetch what is not here in as few flights as possible.
+	flights := make(map[int]*flight[V], len(missing))
+	var cold []string
+	var at []int
+	for _, i := range missing {
+		if it, _ := c.l1.get(ids[i]); (it == nil || !c.revalidate(it)) && c.checkID(ids[i]) == nil {
+			cold, at = append(cold, ids[i]), append(at, i)
+		}
+	}
+	for n, f := range c.flyAll(cold) {
+		flights[at[n]] = f
+	}
+	var failed error
+	for _, i := range missing {
+		if f := flights[i]; f != nil && f.wait(ctx) == nil {
+			if r, ok := c.label(f.item, f.item.tier, want, began); ok {
+				c.counts.slow.Add(1)
+				results[i], _ = c.count(r, nil)
+				continue
+			}
+		}
+		var err error
+		if results[i], err = c.lookup(ctx, ids[i], want, began); err != nil && failed == nil {
+			failed = err
+		}
+	}
+	return results, failed
+}
+
+// Entry returns the id's entry in L2's format, for a peer that asks its owner.
+func (c *Cache[V]) Entry(ctx context.Context, id string, want Want) ([]byte, error) {
+	r, err := c.Lookup(ctx, id, want)
+	if err != nil {
+		return nil, err
+	}
+	it, _ := c.l1.get(id)
+	if it == nil || it.snapshot.Timeline == 0 || it.version != r.Version {
+		return nil, fmt.Errorf("%s %q: %w: not kept in L1", c.config.Namespace, short(id), ErrUncertain)
+	}
+	e, err := c.encode(it)
+	return e.bytes, err
+}
+
+// checkID refuses ids that cannot stand in Postgres' text, and those that have no key.
+func (c *Cache[V]) checkID(id string) error {
+	if !utf8.ValidString(id) || strings.ContainsRune(id, 0) {
+		return fmt.Errorf("%s %q: %w: want UTF-8 without zero bytes", c.config.Namespace, short(id), ErrBadID)
+	}
+	if _, err := c.config.Key(id); err != nil {
+		return fmt.Errorf("%s %q: %w", c.config.Namespace, short(id), err)
+	}
+	return nil
+}
+
+// short is the id for an error message.
+func short(id string) string {
+	if len(id) > 80 {
+		return id[:80] + "..."
+	}
+	return id
+}
+
+// vary is d within a tenth of it either way, so that entries loaded together expire apart.
+func vary(d time.Duration) time.Duration { return d - d/10 + rand.N(max(d/5, 1)) }
+
+// The scopes of an item; tags follow.
+const (
+	entityScope = iota
+	viewScope
+	namespaceScope
+	everythingScope
+	ownScopes
+)
+
+// scopesOf lists the scopes of a value.
+func (c *Cache[V]) scopesOf(id string, tags []coherence.ScopeHash) []coherence.ScopeHash {
+	scopes := make([]coherence.ScopeHash, ownScopes, ownScopes+len(tags))
+	scopes[entityScope] = coherence.Entity(c.config.Namespace, id).Hash()
+	scopes[viewScope] = coherence.View(c.config.Namespace, id, c.config.View).Hash()
+	scopes[namespaceScope] = coherence.Namespace(c.config.Namespace).Hash()
+	scopes[everythingScope] = coherence.Everything().Hash()
+	return append(scopes, tags...)
+}
+
+// counts are what a cache counts besides its L1.
+type counts struct {
+	slow      atomic.Uint64 // reads that were no plain hit in L1
+	fresh     atomic.Uint64 // of those
+	stale     atomic.Uint64
+	errors    atomic.Uint64
+	byTier    [TierSource + 1]atomic.Uint64 // of those, answers by tier
+	absent    atomic.Uint64                 // of those
+	loads     atomic.Uint64                 // ids asked of the source
+	loadErrs  atomic.Uint64
+	loadNanos atomic.Uint64 // of all loads together
+	coalesced atomic.Uint64 // reads that joined a flight
+	cutThru   atomic.Uint64 // loads that did not wait longer for a lease
+	rejected  atomic.Uint64 // entries from L2 or a peer that were out of date
+	unusable  atomic.Uint64 // entries that could not be read
+	fillErrs  atomic.Uint64 // loaded entries that did not get into L2
+}
+
+func (c *Cache[V]) count(r Result[V], err error) (Result[V], error) {
+	switch {
+	case err != nil:
+		c.counts.errors.Add(1)
+		return r, err
+	case r.Fresh:
+		c.counts.fresh.Add(1)
+	default:
+		c.counts.stale.Add(1)
+	}
+	c.counts.byTier[r.Tier].Add(1)
+	if r.Absent {
+		c.counts.absent.Add(1)
+	}
+	return r, nil
+}
+
+// Stats are counts since the cache was made.
+type Stats struct {
+	L1 L1Stats
+	// Reads and their outcomes: Reads = Fresh + Stale + Errors.
+	Reads, Fresh, Stale, Errors uint64
+	// Answers by tier; they sum up to Reads - Errors. Negative are the answers "absent" among them.
+	L1Hits, L2Hits, OwnerHits, SourceHits, Negative uint64
+	// Loads are ids asked of the source; LoadTime all of it together.
+	Loads, LoadErrors uint64
+	LoadTime          time.Duration
+	// Coalesced reads joined a flight of another; CutThrough loads went on without a lease; Rejected
+	// entries from L2 or a peer were out of date, Unusable ones could not be read; FillErrors counts
+	// loaded entries that did not get into L2.
+	Coalesced, CutThrough, Rejected, Unusable, FillErrors uint64
+}
+
+// Stats are the counts by now.
+func (c *Cache[V]) Stats() Stats {
+	n := &c.counts
+	l1 := c.l1.stats()
+	s := Stats{
+		L1: l1, Fresh: l1.Hits + n.fresh.Load(), Stale: n.stale.Load(), Errors: n.errors.Load(),
+		L1Hits: l1.Hits + n.byTier[TierL1].Load(), L2Hits: n.byTier[TierL2].Load(),
+		OwnerHits: n.byTier[TierOwner].Load(), SourceHits: n.byTier[TierSource].Load(),
+		Negative: l1.Absences + n.absent.Load(), Loads: n.loads.Load(), LoadErrors: n.loadErrs.Load(),
+		LoadTime: time.Duration(n.loadNanos.Load()), Coalesced: n.coalesced.Load(), CutThrough: n.cutThru.Load(),
+		Rejected: n.rejected.Load(), Unusable: n.unusable.Load(), FillErrors: n.fillErrs.Load(),
+	}
+	s.Reads = s.Fresh + s.Stale + s.Errors
+	return s
+}
+
+// L2Key is the key of an id, for those who delete or explain it.
+func (c *Cache[V]) L2Key(id string) (string, error) { return c.config.Key(id) }
