@@ -61,8 +61,8 @@ func (s *server) listen(t *testing.T, h *http.Server) string {
 
 // kill drops the listeners and every connection at once, as SIGKILL does.
 func (s *server) kill() {
-	s.api.Close()   //nolint:errcheck // it is killed
-	s.admin.Close() //nolint:errcheck // it is killed
+	s.api.Close()   // it is killed
+	s.admin.Close() // it is killed
 	s.served.Wait()
 }
 

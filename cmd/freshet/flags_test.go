@@ -1,0 +1,131 @@
+package main
+
+import (
+	"strings"
+	"testing"
+)
+
+// Wrong commands and flags: exit code 2, every problem named by its flag, at once.
+func TestUsageErrors(t *testing.T) {
+	t.Setenv("FRESHET_POSTGRES", "")
+	for _, c := range []struct {
+		args string
+		want []string
+	}{
+		{"frobnicate", []string{"frobnicate", "freshet help"}},
+		{"up now", []string{"takes no argument", `"now"`}},
+		{"up --frobnicate", []string{"--frobnicate", "up --help"}},
+		{"up --replicas three", []string{"--replicas", "three"}},
+		{"up --writes 200%", []string{"--writes", "0% to 50%"}},
+		{"up --writes 2", []string{"--writes", "0% to 50%"}},
+		{"up --lists some", []string{"--lists", "2% or 0.02"}},
+		{"up --kill postgres", []string{"--kill", "redis-shard, redis, nats, replica"}},
+		{
+			"up --replicas 0 --products -1 --rate -5 --for -1s --budget 0s --max-stale -1s --logs /nowhere --format csv --report x",
+			[]string{"--replicas: 0", "--products: -1", "--rate: -5", "--for: -1s", "--budget: 0s", "--max-stale: -1s", "--logs:", "--format:", "--report:"},
+		},
+		{"up --rate 100 --replay /nowhere", []string{"--replay: ", "/nowhere"}},
+		{"up --rate 100 --report /nowhere/report", []string{"--report: ", "/nowhere"}},
+		{"up --rate 100 --for 10s --kill nats --at 5s", []string{"--at: 5s", "10s"}},
+		{"serve", []string{"--postgres: missing"}},
+		{
+			"serve --postgres x --app A --listen x --redis y --nats z --budget -1s --max-stale 999h --drain-delay 1h",
+			[]string{"--app:", "--listen:", "--redis:", "--nats:", "--budget:", "--max-stale:", "--drain-delay:"},
+		},
+		{"migrate --products -1", []string{"--postgres: missing", "--products: -1"}},
+		{"migrate --postgres x --products 5", []string{"--shop"}},
+		{"version -o xml", []string{"--output", "json"}},
+	} {
+		t.Run(c.args, func(t *testing.T) {
+			var stdout, stderr strings.Builder
+			code := run(t.Context(), strings.Fields(c.args), strings.NewReader(""), &stdout, &stderr)
+			if code != exitUsage {
+				t.Errorf("exit code %d, want %d", code, exitUsage)
+			}
+			for _, want := range c.want {
+				if !strings.Contains(stderr.String(), want) {
+					t.Errorf("%q is not in\n%s", want, stderr.String())
+				}
+			}
+			for line := range strings.Lines(stderr.String()) {
+				if !strings.HasPrefix(line, "freshet: ") {
+					t.Errorf("the line %q does not say who speaks", line)
+				}
+			}
+		})
+	}
+}
+
+func TestEnvironment(t *testing.T) {
+	t.Setenv("FRESHET_REPLICAS", "0")
+	t.Setenv("FRESHET_MAX_STALE", "a while")
+	var stdout, stderr strings.Builder
+	if code := run(t.Context(), []string{"up"}, strings.NewReader(""), &stdout, &stderr); code != exitUsage || !strings.Contains(stderr.String(), "FRESHET_MAX_STALE") {
+		t.Errorf("exit code %d: %s", code, stderr.String())
+	}
+	// A flag wins over its variable, even over an unusable one; the other variable is heard.
+	stderr.Reset()
+	if code := run(t.Context(), []string{"up", "--max-stale", "1m"}, strings.NewReader(""), &stdout, &stderr); code != exitUsage ||
+		!strings.Contains(stderr.String(), "--replicas: 0") || strings.Contains(stderr.String(), "stale") {
+		t.Errorf("exit code %d: %s", code, stderr.String())
+	}
+}
+
+func TestHelp(t *testing.T) {
+	var stdout, stderr strings.Builder
+	if code := run(t.Context(), []string{"--help"}, strings.NewReader(""), &stdout, &stderr); code != 0 {
+		t.Fatalf("exit code %d: %s", code, stderr.String())
+	}
+	for _, command := range []string{"up", "serve", "migrate", "version"} {
+		if !strings.Contains(stdout.String(), "\n  "+command+" ") {
+			t.Errorf("the help lacks %s", command)
+		}
+	}
+}
+
+func TestPercent(t *testing.T) {
+	for text, want := range map[string]percent{"2%": 0.02, "0.02": 0.02, " 2 % ": 0.02, "0": 0, "50%": 0.5, "0.5": 0.5, "1e-3": 0.001} {
+		var p percent
+		if err := p.Set(text); err != nil || p != want {
+			t.Errorf("%q is %v, %v; want %v", text, float64(p), err, float64(want))
+		}
+	}
+	for _, text := range []string{"", "%", "2", "51%", "-1%", "NaN", "Inf", "two", "0.51", "2%%"} {
+		var p percent
+		if err := p.Set(text); err == nil {
+			t.Errorf("%q is %v, want an error", text, p)
+		}
+	}
+	if s := percent(0.02).String(); s != "2%" {
+		t.Errorf("2%% prints as %s", s)
+	}
+}
+
+func TestFlagOf(t *testing.T) {
+	for field, want := range map[string]string{"ID": "id", "NATS": "nats", "MaxStale": "max-stale", "Listen": "listen", "DrainDelay": "drain-delay"} {
+		if got := flagOf(field); got != want {
+			t.Errorf("%s is --%s, want --%s", field, got, want)
+		}
+	}
+}
+
+// A tail keeps the last bytes; the first line of a stream is split off wherever the writes fall.
+func TestOutputOfChildren(t *testing.T) {
+	var kept strings.Builder
+	end := &tail{log: &kept}
+	first := &firstLine{line: make(chan string, 1), rest: end}
+	for _, part := range []string{"repl", "ica a\nwarn", "ing\n", strings.Repeat("x", tailBytes), "\nlast\n"} {
+		if n, err := first.Write([]byte(part)); n != len(part) || err != nil {
+			t.Fatalf("Write(%d bytes) = %d, %v", len(part), n, err)
+		}
+	}
+	if line := <-first.line; line != "replica a\n" {
+		t.Errorf("the first line is %q", line)
+	}
+	if text := end.prefixed("r1"); !strings.HasSuffix(text, "\nr1 | last") || len(text) > tailBytes+20 {
+		t.Errorf("the tail is %d bytes and ends in %q", len(text), text[len(text)-20:])
+	}
+	if !strings.HasPrefix(kept.String(), "warning\n") || !strings.HasSuffix(kept.String(), "last\n") {
+		t.Error("the log did not get everything")
+	}
+}

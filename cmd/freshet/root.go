@@ -1,0 +1,111 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"unicode"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/freshet-cache/freshet/internal/replica"
+)
+
+func newRoot() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "freshet",
+		Short: "Coherent caches in front of Postgres",
+		Long: `Freshet keeps values from Postgres in the memory of every replica and in a Redis
+Cluster, and knows of each answer whether it is still what Postgres says.
+
+` + "`freshet up`" + ` shows it: three replicas of a product catalogue on real servers, behind
+a load balancer, in one command. Every flag can also be given as an environment
+variable, FRESHET_ and the flag in capitals (--max-stale: FRESHET_MAX_STALE); the
+flag wins.`,
+		SilenceErrors:     true,
+		SilenceUsage:      true,
+		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error { return usage(environment(cmd.Flags())) },
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return usage(fmt.Errorf("unknown command %q; `freshet help` lists the commands", args[0]))
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		return usage(fmt.Errorf("%w; see `%s --help`", err, cmd.CommandPath()))
+	})
+	root.AddCommand(newUp(), newServe(), newMigrate(), newVersion())
+	return root
+}
+
+// noArguments refuses arguments, which no command but completion takes.
+func noArguments(cmd *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return nil
+	}
+	return usage(fmt.Errorf("%s takes no argument, got %q; see `%s --help`", cmd.CommandPath(), args[0], cmd.CommandPath()))
+}
+
+// environment sets the flags that the command line left alone from their variables. It reports all
+// unusable variables at once.
+func environment(flags *pflag.FlagSet) error {
+	var problems []error
+	flags.VisitAll(func(f *pflag.Flag) {
+		name := variable(f.Name)
+		value, given := os.LookupEnv(name)
+		if f.Changed || !given || f.Name == "help" {
+			return
+		}
+		if err := flags.Set(f.Name, value); err != nil {
+			// pflag's text names the flag; the user wrote the variable.
+			cause := err
+			if invalid, ok := errors.AsType[*pflag.InvalidValueError](err); ok {
+				cause = invalid.Unwrap()
+			}
+			problems = append(problems, fmt.Errorf("%s: %w", name, cause))
+		}
+	})
+	return errors.Join(problems...)
+}
+
+// variable is the environment variable of a flag.
+func variable(flag string) string {
+	return "FRESHET_" + strings.ToUpper(strings.ReplaceAll(flag, "-", "_"))
+}
+
+// namingFlags turns the problems of a configuration's fields into problems of the flags of the same
+// names.
+func namingFlags(err error) error {
+	if err == nil {
+		return nil
+	}
+	joined, ok := err.(interface{ Unwrap() []error })
+	if !ok {
+		return usage(err)
+	}
+	var problems []error
+	for _, problem := range joined.Unwrap() {
+		if field, ok := errors.AsType[*replica.ConfigError](problem); ok {
+			problem = fmt.Errorf("--%s: %s", flagOf(field.Field), field.Want)
+		}
+		problems = append(problems, problem)
+	}
+	return usage(errors.Join(problems...))
+}
+
+// flagOf is the flag of a configuration's field: "MaxStale" is --max-stale, "ID" --id, "NATS" --nats.
+func flagOf(field string) string {
+	var b strings.Builder
+	runes := []rune(field)
+	for i, r := range runes {
+		if i > 0 && unicode.IsUpper(r) && unicode.IsLower(runes[i-1]) {
+			b.WriteByte('-')
+		}
+		b.WriteRune(unicode.ToLower(r))
+	}
+	return b.String()
+}

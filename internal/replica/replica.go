@@ -1,0 +1,209 @@
+package replica
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+
+	"github.com/freshet-cache/freshet/examples/shop"
+	"github.com/freshet-cache/freshet/node"
+)
+
+// Replica is the process as a value: [Listen], then [Replica.Run], then [Replica.Close].
+type Replica struct {
+	config   Config
+	id       string
+	log      *slog.Logger
+	registry *prometheus.Registry
+
+	apiListener, adminListener net.Listener
+	api, admin                 *http.Server
+
+	node     atomic.Pointer[node.Node] // nil until it is open
+	started  atomic.Bool               // /startupz
+	draining atomic.Bool               // /readyz
+}
+
+// Listen validates the configuration and takes both ports, so that [Replica.API] and
+// [Replica.Admin] are known. It talks to no other server.
+func Listen(ctx context.Context, c Config) (*Replica, error) {
+	if err := c.Validate(); err != nil {
+		return nil, err
+	}
+	r := &Replica{config: c, id: c.id(), registry: prometheus.NewRegistry()}
+	r.log = c.logger().With("replica", r.id)
+	r.registry.MustRegister(
+		collectors.NewGoCollector(),
+		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
+	)
+	var err error
+	var listen net.ListenConfig
+	if r.apiListener, err = listen.Listen(ctx, "tcp", c.listen()); err != nil {
+		return nil, fmt.Errorf("replica: API port: %w", err)
+	}
+	if r.adminListener, err = listen.Listen(ctx, "tcp", c.admin()); err != nil {
+		return nil, errors.Join(fmt.Errorf("replica: admin port: %w", err), r.apiListener.Close())
+	}
+	return r, nil
+}
+
+// ID is the replica's name among its peers.
+func (r *Replica) ID() string { return r.id }
+
+// API is the host:port of the shop's routes.
+func (r *Replica) API() string { return r.apiListener.Addr().String() }
+
+// Admin is the host:port of metrics, probes and stats.
+func (r *Replica) Admin() string { return r.adminListener.Addr().String() }
+
+// Run serves until ctx ends, drains, and returns nil; or returns earlier with what went wrong. Call
+// it once.
+func (r *Replica) Run(ctx context.Context) error {
+	var serving sync.WaitGroup
+	failed := make(chan error, 2) // from the two servers, each at most once
+
+	// Start: admin port, node, API port. Stop, in stop: API port, node, admin port.
+	r.admin = r.server(r.adminRoutes())
+	serving.Go(func() { failed <- serve(r.admin, r.adminListener) })
+
+	err := r.open(ctx)
+	if err == nil {
+		serving.Go(func() { failed <- serve(r.api, r.apiListener) })
+		err = r.waitReady(ctx, failed)
+	}
+	if err == nil {
+		r.started.Store(true)
+		r.log.Info("replica started", "api", r.API(), "admin", r.Admin())
+		select {
+		case <-ctx.Done():
+		case err = <-failed:
+		}
+	}
+	err = errors.Join(err, r.stop(context.WithoutCancel(ctx)))
+	serving.Wait()
+	return err
+}
+
+// open opens the node and builds the shop on it.
+func (r *Replica) open(ctx context.Context) error {
+	n, err := node.Open(ctx, r.config.node(r.id, cmp.Or(r.config.Advertise, r.API()), r.log, r.registry))
+	if err != nil {
+		return err
+	}
+	r.node.Store(n)
+	api, err := shop.New(n, shop.Options{Logger: r.log})
+	if err != nil {
+		return err
+	}
+	routes := api.Handler()
+	r.api = r.server(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		w.Header().Set("Freshet-Replica", r.id)
+		routes.ServeHTTP(w, req)
+	}))
+	return nil
+}
+
+// waitReady waits for the first poll, for at most StartTimeout. Its error is that of a server.
+func (r *Replica) waitReady(ctx context.Context, failed <-chan error) error {
+	ctx, cancel := context.WithTimeout(ctx, r.config.startTimeout())
+	defer cancel()
+	ready := make(chan error, 1)
+	var waiting sync.WaitGroup
+	waiting.Go(func() { ready <- r.node.Load().Ready(ctx) })
+	defer waiting.Wait()
+	defer cancel()
+	select {
+	case err := <-ready:
+		if err != nil && errors.Is(context.Cause(ctx), context.DeadlineExceeded) {
+			r.log.Warn("starting degraded: Postgres has not answered yet", "waited", r.config.startTimeout())
+		}
+		return nil
+	case err := <-failed:
+		return err
+	}
+}
+
+// stop drains and closes; see the package's doc. It is bounded by the drain's delay and timeout.
+func (r *Replica) stop(ctx context.Context) error {
+	r.draining.Store(true)
+	began := time.Now()
+	var errs []error
+	if r.started.Load() {
+		r.log.Info("draining", "delay", r.config.DrainDelay)
+		wait(ctx, r.config.DrainDelay)
+	}
+	if r.api != nil {
+		r.api.SetKeepAlivesEnabled(false) // Connection: close on what is still answered
+		errs = append(errs, shutdown(ctx, "API", r.api, r.config.drainTimeout()))
+	}
+	if n := r.node.Load(); n != nil {
+		errs = append(errs, n.Close())
+	}
+	errs = append(errs, shutdown(ctx, "admin", r.admin, time.Second))
+	r.log.Info("replica stopped", "took", time.Since(began))
+	return errors.Join(errs...)
+}
+
+// Close gives the ports back when Run was never called; after Run it does nothing.
+func (r *Replica) Close() error {
+	return errors.Join(closeOnce(r.apiListener), closeOnce(r.adminListener))
+}
+
+func closeOnce(l net.Listener) error {
+	if err := l.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
+		return err
+	}
+	return nil
+}
+
+// server is an HTTP server with every wait and size bounded.
+func (r *Replica) server(h http.Handler) *http.Server {
+	return &http.Server{
+		Handler:           h,
+		ReadHeaderTimeout: 5 * time.Second,
+		ReadTimeout:       15 * time.Second,
+		WriteTimeout:      30 * time.Second,
+		IdleTimeout:       2 * time.Minute,
+		MaxHeaderBytes:    32 << 10,
+		ErrorLog:          slog.NewLogLogger(r.log.Handler(), slog.LevelWarn),
+	}
+}
+
+func serve(s *http.Server, l net.Listener) error {
+	if err := s.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("replica: %w", err)
+	}
+	return nil
+}
+
+// shutdown finishes the server's requests within the timeout and then cuts off what is left.
+func shutdown(ctx context.Context, what string, s *http.Server, timeout time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	if err := s.Shutdown(ctx); err != nil {
+		return errors.Join(fmt.Errorf("replica: %s port: requests were still in flight after %v: %w", what, timeout, err), s.Close())
+	}
+	return nil
+}
+
+func wait(ctx context.Context, d time.Duration) {
+	if d <= 0 {
+		return
+	}
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+	case <-timer.C:
+	}
+}

@@ -1,0 +1,292 @@
+package replica_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/jmoiron/sqlx"
+	_ "github.com/lib/pq"
+
+	"github.com/freshet-cache/freshet/coherence"
+	"github.com/freshet-cache/freshet/examples/shop"
+	"github.com/freshet-cache/freshet/internal/devstack"
+	"github.com/freshet-cache/freshet/internal/devstack/stacktest"
+	"github.com/freshet-cache/freshet/internal/replica"
+	"github.com/freshet-cache/freshet/node"
+)
+
+func TestMain(m *testing.M) { stacktest.Main(m, devstack.Options{}) }
+
+// database is a migrated, seeded catalogue of its own.
+func database(t *testing.T) (dsn string, db *sqlx.DB) {
+	t.Helper()
+	name := strings.ToLower(strings.NewReplacer("/", "_").Replace(t.Name()))
+	dsn, err := stacktest.Stack().Postgres.CreateDatabase(t.Context(), name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if db, err = sqlx.Open("postgres", dsn); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := db.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	for _, step := range []func() error{
+		func() error { return coherence.Migrate(t.Context(), db.DB) },
+		func() error { return shop.Migrate(t.Context(), db) },
+		func() error { return shop.Seed(t.Context(), db, shop.SeedConfig{Products: 100, Categories: 5}) },
+	} {
+		if err := step(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return dsn, db
+}
+
+// running is a replica that runs until its test ends, or stop.
+type running struct {
+	*replica.Replica
+	client *http.Client
+	stop   func() error // begins the drain and returns what Run did
+}
+
+func run(t *testing.T, c replica.Config) *running {
+	t.Helper()
+	c.Listen, c.Admin = "127.0.0.1:0", "127.0.0.1:0"
+	c.Logger = slog.New(slog.DiscardHandler)
+	r, err := replica.Listen(t.Context(), c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
+	ended := make(chan error, 1)
+	go func() { ended <- r.Run(ctx) }()
+	transport := &http.Transport{MaxIdleConnsPerHost: 16}
+	u := &running{Replica: r, client: &http.Client{Transport: transport, Timeout: 20 * time.Second}}
+	var stopped bool
+	u.stop = func() error {
+		stopped = true
+		cancel()
+		return errors.Join(<-ended, r.Close())
+	}
+	t.Cleanup(func() {
+		if !stopped {
+			if err := u.stop(); err != nil {
+				t.Errorf("stop: %v", err)
+			}
+		}
+		cancel()
+		transport.CloseIdleConnections()
+	})
+	return u
+}
+
+func (u *running) get(url string) (int, http.Header, string, error) {
+	resp, err := u.client.Get("http://" + url)
+	if err != nil {
+		return 0, nil, "", err
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	return resp.StatusCode, resp.Header, string(body), err
+}
+
+func (u *running) mustGet(t *testing.T, url string) (int, http.Header, string) {
+	t.Helper()
+	code, header, body, err := u.get(url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return code, header, body
+}
+
+func (u *running) probe(path string) int {
+	code, _, _, err := u.get(u.Admin() + path)
+	if err != nil {
+		return 0
+	}
+	return code
+}
+
+func eventually(t *testing.T, what string, is func() bool) {
+	t.Helper()
+	deadline := time.NewTimer(30 * time.Second)
+	defer deadline.Stop()
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for !is() {
+		select {
+		case <-deadline.C:
+			t.Fatalf("not within 30 s: %s", what)
+		case <-tick.C:
+		}
+	}
+}
+
+func TestServesTheShop(t *testing.T) {
+	dsn, db := database(t)
+	stack := stacktest.Stack()
+	u := run(t, replica.Config{App: "serves", ID: "r1", Postgres: dsn, Redis: stack.Redis.Addrs(), NATS: []string{stack.NATS.URL()}})
+	eventually(t, "started", func() bool { return u.probe("/startupz") == 200 })
+
+	code, header, body := u.mustGet(t, u.API()+"/products/7")
+	if code != 200 || header.Get("Freshet-Replica") != "r1" || header.Get("Freshet-Fresh") != "fresh" {
+		t.Fatalf("got %d %v %s", code, header, body)
+	}
+	// Another service changes the product: the replica answers it within the budget.
+	if _, err := db.Exec(`update products set price_cents = 4242 where id = 7`); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the change is seen", func() bool {
+		_, _, body := u.mustGet(t, u.API()+"/products/7")
+		return strings.Contains(body, "4242")
+	})
+
+	if code, _, body := u.mustGet(t, u.Admin()+"/readyz"); code != 200 || !strings.Contains(body, `"ready"`) {
+		t.Errorf("/readyz: %d %s", code, body)
+	}
+	if code, _, body := u.mustGet(t, u.Admin()+"/metrics"); code != 200 || !strings.Contains(body, "go_goroutines") || !strings.Contains(body, "freshet_") {
+		t.Errorf("/metrics: %d, %d bytes", code, len(body))
+	}
+	var stats node.Stats
+	if code, _, body := u.mustGet(t, u.Admin()+"/stats"); code != 200 || json.Unmarshal([]byte(body), &stats) != nil || stats.ID != "r1" || !slices.ContainsFunc(stats.Namespaces, func(n node.NamespaceStats) bool { return n.Namespace == "product" && n.Reads > 0 }) {
+		t.Errorf("/stats: %d %s", code, body)
+	}
+	if code, _, _ := u.mustGet(t, u.Admin()+"/products/7"); code != 404 {
+		t.Errorf("the admin port serves the API: %d", code)
+	}
+}
+
+// With Redis, NATS and Postgres all down from the start, a replica starts, is ready and says what is wrong.
+func TestStartsWithEverythingDown(t *testing.T) {
+	dead := func() string { // an address that refuses
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		return l.Addr().String()
+	}
+	u := run(t, replica.Config{
+		App: "down", ID: "alone", StartTimeout: time.Second,
+		Postgres: "postgres://shop@" + dead() + "/shop?sslmode=disable",
+		Redis:    []string{dead(), dead()},
+		NATS:     []string{"nats://" + dead()},
+	})
+	if code := u.probe("/livez"); code != 200 {
+		t.Errorf("/livez while starting: %d", code)
+	}
+	eventually(t, "started", func() bool { return u.probe("/startupz") == 200 })
+	code, _, body := u.mustGet(t, u.Admin()+"/readyz")
+	if code != 200 || !strings.Contains(body, `"degraded"`) || !strings.Contains(body, "postgres") {
+		t.Errorf("/readyz: %d %s, want 200 and degraded", code, body)
+	}
+	code, header, body := u.mustGet(t, u.API()+"/products/1")
+	if code != 503 || header.Get("Content-Type") != "application/problem+json" {
+		t.Errorf("a read got %d %s, want 503 with a problem", code, body)
+	}
+	if code := u.probe("/stats"); code != 200 {
+		t.Errorf("/stats: %d", code)
+	}
+}
+
+// A drain: /readyz says so while the API still answers; no request fails that was sent before.
+func TestDrainsBeforeItStops(t *testing.T) {
+	dsn, _ := database(t)
+	u := run(t, replica.Config{App: "drain", Postgres: dsn, DrainDelay: 500 * time.Millisecond})
+	eventually(t, "ready", func() bool { return u.probe("/readyz") == 200 })
+
+	type answer struct {
+		code int
+		err  error
+	}
+	answers := make(chan answer)
+	quit := make(chan struct{})
+	go func() { // a client that goes on until the replica is out of service
+		defer close(answers)
+		for id := 1; ; id++ {
+			code, _, _, err := u.get(fmt.Sprintf("%s/products/%d", u.API(), id%100+1))
+			select {
+			case answers <- answer{code, err}:
+			case <-quit:
+				return
+			}
+		}
+	}()
+	stopped := make(chan error, 1)
+	go func() { stopped <- u.stop() }()
+	after := 0
+	for unready := false; after < 20; {
+		a := <-answers
+		if a.err != nil || a.code != 200 {
+			t.Fatalf("a request failed, %d requests after /readyz turned: %d %v", after, a.code, a.err)
+		}
+		if unready = unready || u.probe("/readyz") == 503; unready {
+			after++
+		}
+	}
+	close(quit)
+	for range answers { // until the client has ended
+	}
+	if err := <-stopped; err != nil {
+		t.Fatal(err)
+	}
+	if _, _, _, err := u.get(u.API() + "/products/1"); err == nil {
+		t.Error("the API answers after the drain")
+	}
+}
+
+func TestPortTaken(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	c := replica.Config{App: "taken", Postgres: "postgres://x", Listen: "127.0.0.1:0", Admin: l.Addr().String()}
+	if _, err := replica.Listen(t.Context(), c); err == nil || !strings.Contains(err.Error(), "admin port") {
+		t.Errorf("got %v, want an error that names the admin port", err)
+	}
+}
+
+func TestValidateNamesEveryProblem(t *testing.T) {
+	err := replica.Config{
+		App: "Shop", ID: "a b", Listen: "8080", Admin: "x:99999", Advertise: ":1", Postgres: "mysql://user:secret@h/db",
+		Redis: []string{"r1"}, NATS: []string{"http://n"}, Budget: -1, MaxStale: 1000 * time.Hour, StartTimeout: -1,
+		DrainDelay: time.Hour, DrainTimeout: -time.Second,
+	}.Validate()
+	joined, ok := err.(interface{ Unwrap() []error })
+	if !ok {
+		t.Fatalf("got %v, want joined errors", err)
+	}
+	fields := map[string]bool{}
+	for _, problem := range joined.Unwrap() {
+		field, ok := errors.AsType[*replica.ConfigError](problem)
+		if !ok {
+			t.Fatalf("%v is no ConfigError", problem)
+		}
+		fields[field.Field] = true
+	}
+	for _, want := range []string{"App", "ID", "Listen", "Admin", "Advertise", "Postgres", "Redis", "NATS", "Budget", "MaxStale", "StartTimeout", "DrainDelay", "DrainTimeout"} {
+		if !fields[want] {
+			t.Errorf("%s is not reported in: %v", want, err)
+		}
+	}
+	if strings.Contains(err.Error(), "secret") {
+		t.Errorf("the password is in the error: %v", err)
+	}
+	if err := (replica.Config{App: "shop", Postgres: "host=db dbname=shop"}).Validate(); err != nil {
+		t.Errorf("the smallest configuration is refused: %v", err)
+	}
+}
