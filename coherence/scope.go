@@ -64,16 +64,30 @@ func (s Scope) String() string {
 // their changes: a collision can cause a needless load, never a wrong answer.
 type ScopeHash uint64
 
-// Hash is the xxHash64 of the kind and the fields, each behind a zero byte. It is the same on every
-// replica of every build: hints and entries in L2 carry it.
+// Hash is the xxHash64 of the kind and the fields, with a zero byte between them; its upper bits say
+// where the scope's stamp is (see [Stamps]): a view has its entity's, namespaces and everything have
+// none. It is the same on every replica of every build: hints and entries in L2 carry it.
 func (s Scope) Hash() ScopeHash {
-	var kind [1]byte
-	kind[0] = byte(s.Kind)
-	return scopeHash(kind[:], s.Namespace, s.ID, s.View)
+	return scopeHash([]byte{byte(s.Kind)}, s.Namespace, s.ID, s.View)
 }
 
 // scopeHash is [Scope.Hash] of the fields as text or bytes.
 func scopeHash[T ~string | ~[]byte](kind []byte, namespace, id, view T) ScopeHash {
+	const lower = 1<<(64-stampBits) - 1
+	sum := scopeSum(kind, namespace, id, view)
+	switch {
+	case len(kind) != 1:
+		return sum
+	case Kind(kind[0]) == KindView:
+		var none T
+		return scopeSum([]byte{byte(KindEntity)}, namespace, id, none)&^lower | sum&lower
+	case Kind(kind[0]) == KindNamespace, Kind(kind[0]) == KindEverything:
+		return sum & lower
+	}
+	return sum
+}
+
+func scopeSum[T ~string | ~[]byte](kind []byte, namespace, id, view T) ScopeHash {
 	var space [256]byte
 	b := append(space[:0], kind...)
 	b = append(b, 0)

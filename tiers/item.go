@@ -40,10 +40,7 @@ func hashTags(tags []string) []coherence.ScopeHash {
 // place gives the item its scopes and their stamps.
 func (c *Cache[V]) place(id string, it *item[V]) {
 	it.scopes = c.scopesOf(id, it.tags)
-	it.stamps = make([]coherence.Stamp, len(it.scopes))
-	for i, scope := range it.scopes {
-		it.stamps[i] = coherence.StampOf(scope)
-	}
+	it.stamps = coherence.StampsOf(it.scopes)
 	it.checked.Store(int64(noInstant))
 }
 

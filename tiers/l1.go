@@ -21,7 +21,7 @@ type item[V any] struct {
 	version  uint64
 	tags     []coherence.ScopeHash
 	scopes   []coherence.ScopeHash // entity, view, namespace, everything, tags
-	stamps   []coherence.Stamp     // one for each scope
+	stamps   coherence.StampSet    // of the scopes
 	size     int64                 // encoded bytes and what the entry takes beside them
 	loadedAt time.Time             // wall clock of the load, for entries that travel on
 	ttl      time.Duration         // from loadedAt

@@ -219,7 +219,7 @@ func (c *Cache[V]) hit(id string, budget time.Duration) (*item[V], *coherence.Po
 		return nil, nil, 0
 	}
 	it, shard := c.l1.get(id)
-	if it == nil || now >= it.expires || it.sum.Load() != c.stamps.Sum(it.stamps) {
+	if it == nil || now >= it.expires || it.sum.Load() != c.stamps.Sum(&it.stamps) {
 		return nil, nil, 0
 	}
 	shard.hits.Add(1)
@@ -357,7 +357,7 @@ func (c *Cache[V]) label(it *item[V], tier Tier, want Want, began coherence.Inst
 
 // revalidate reports whether the item is valid as far as the node knows, and notes that it is.
 func (c *Cache[V]) revalidate(it *item[V]) bool {
-	sum := c.stamps.Sum(it.stamps) // before the check: what comes in between shows next time
+	sum := c.stamps.Sum(&it.stamps) // before the check: what comes in between shows next time
 	if !c.Tracker.Admit(it.scopes[viewScope], it.scopes, it.snapshot) {
 		return false
 	}
