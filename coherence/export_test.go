@@ -1,0 +1,4 @@
+package coherence
+
+// PollQuery is the text that [PostgresLog.Poll] prepares.
+const PollQuery = pollQuery
