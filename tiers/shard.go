@@ -62,7 +62,7 @@ func newShard(id, address string, c *L2Config) *shard {
 // link is the lifetime of one connection. rueidis would dial again in the middle of a call; here a lost
 // connection is the end of its client, and run makes the next in the background.
 type link struct {
-	client rueidis.Client
+	client  rueidis.Client
 	breaker *breaker
 
 	// Redis answers in order. abandoned counts the calls given up without an answer, and answered how
