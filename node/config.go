@@ -60,6 +60,9 @@ type PostgresConfig struct {
 	PollTimeout time.Duration
 	// LoadTimeout bounds one load, waiting included; 0 = 5 s.
 	LoadTimeout time.Duration
+	// WriteTimeout bounds the wait for the answer to each statement of [Node.Write] and [Node.DB]; 0 =
+	// 30 s. It holds also when the server is stopped and cannot be asked to cancel.
+	WriteTimeout time.Duration
 	// Retention is how long changes stay in the log; 0 = 1 h.
 	Retention time.Duration
 }
@@ -115,6 +118,7 @@ func (c Config) Validate() error {
 		{"Postgres.PollInterval", c.Postgres.PollInterval, time.Millisecond, time.Minute},
 		{"Postgres.PollTimeout", c.Postgres.PollTimeout, 10 * time.Millisecond, time.Minute},
 		{"Postgres.LoadTimeout", c.Postgres.LoadTimeout, 10 * time.Millisecond, 10 * time.Minute},
+		{"Postgres.WriteTimeout", c.Postgres.WriteTimeout, 10 * time.Millisecond, 24 * time.Hour},
 		{"Postgres.Retention", c.Postgres.Retention, time.Minute, 7 * 24 * time.Hour},
 	} {
 		if d.value != 0 && (d.value < d.min || d.value > d.max) {

@@ -1,6 +1,7 @@
 package node
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/binary"
@@ -90,7 +91,7 @@ func (n *Node) open() error {
 	if n.loads, err = coherence.OpenPool(pool); err != nil {
 		return err
 	}
-	pool.ReadTimeout, pool.Runtime = 0, map[string]string{"application_name": "freshet-" + c.App}
+	pool.ReadTimeout, pool.Runtime = cmp.Or(c.Postgres.WriteTimeout, 30*time.Second), map[string]string{"application_name": "freshet-" + c.App}
 	if n.db, err = coherence.OpenPool(pool); err != nil {
 		return err
 	}

@@ -17,6 +17,10 @@ func (c *Cache[V]) loadedItem(id string, loaded Batch[V], began coherence.Instan
 		value: value, absent: !found, tier: TierSource, snapshot: loaded.Snapshot,
 		loadedAt: time.Now(), ttl: vary(c.config.TTL), cost: cost, loaded: began,
 	}
+	if loaded.Snapshot.Timeline == 0 {
+		// A standby's, or without any proof that Postgres was there: it may be of any age.
+		it.loaded = noInstant
+	}
 	if !found {
 		it.ttl = vary(c.config.NegativeTTL)
 	} else if c.config.Tags != nil {

@@ -12,31 +12,32 @@ import (
 )
 
 // item is an entry in memory: the value itself, decoded, and what decides whether it may be served.
-// All but the last fields are immutable.
+// What a hit looks at stands first, on as few cache lines as may be.
 type item[V any] struct {
-	value    V
+	expires coherence.Instant
+	// sum is the stamps' sum when the item was last found valid: as long as it stays, nothing has
+	// changed.
+	sum    atomic.Uint64
+	stamps coherence.StampSet // of the scopes
+	// promoted is the shard's clock when the item last moved to the front.
+	promoted atomic.Uint64
 	absent   bool // the source has no such thing
 	tier     Tier // where it came from
-	snapshot coherence.Snapshot
+	value    V
 	version  uint64
+	// loaded is when the load that made it began, if this process made it: it is then known to
+	// reflect every commit before. Otherwise noInstant.
+	loaded coherence.Instant
+	// checked is the send time of the poll against which the item was last found valid.
+	checked atomic.Int64
+
+	snapshot coherence.Snapshot
 	tags     []coherence.ScopeHash
 	scopes   []coherence.ScopeHash // entity, view, namespace, everything, tags
-	stamps   coherence.StampSet    // of the scopes
 	size     int64                 // encoded bytes and what the entry takes beside them
 	loadedAt time.Time             // wall clock of the load, for entries that travel on
 	ttl      time.Duration         // from loadedAt
 	cost     time.Duration         // how long the load took
-	expires  coherence.Instant
-	// loaded is when the load that made it began, if this process made it: it is then known to
-	// reflect every commit before. Otherwise noInstant.
-	loaded coherence.Instant
-
-	// sum is the stamps' sum when the item was last found valid: as long as it stays, nothing has
-	// changed. checked is the send time of the poll against which that was.
-	sum     atomic.Uint64
-	checked atomic.Int64
-	// promoted is the shard's clock when the item last moved to the front.
-	promoted atomic.Uint64
 }
 
 // noInstant is before every instant.

@@ -20,8 +20,8 @@ import (
 
 // Batch is what a source knows of some ids.
 type Batch[V any] struct {
-	// Snapshot: the values are the state at this snapshot, or later. Without a timeline they are
-	// served but never cached.
+	// Snapshot: the values are the state at this snapshot, or later. Without a timeline nothing is
+	// proven of them: they are neither FRESH nor kept.
 	Snapshot coherence.Snapshot
 	// Values: id -> value. An id that was asked for and is not here does not exist.
 	Values map[string]V
@@ -232,14 +232,12 @@ type FuncSource[V any] struct {
 
 // Load implements [Source].
 func (s FuncSource[V]) Load(ctx context.Context, ids []string) (Batch[V], error) {
-	// Without a barrier the values are still good for the callers that wait, not for a cache.
-	var batch Batch[V]
-	if poll, err := s.Tracker.Barrier(ctx); err == nil {
-		batch.Snapshot = poll.Snapshot
+	poll, err := s.Tracker.Barrier(ctx)
+	if err != nil {
+		return Batch[V]{}, err
 	}
-	var err error
-	batch.Values, err = s.Func(ctx, ids)
-	return batch, err
+	values, err := s.Func(ctx, ids)
+	return Batch[V]{Snapshot: poll.Snapshot, Values: values}, err
 }
 
 // QuerySource loads results of queries: an id is the text of a query's parameters, and the query
