@@ -108,16 +108,17 @@ func BenchmarkDirectoryCheck(b *testing.B) {
 func BenchmarkStampsSum(b *testing.B) {
 	tracker := coherence.NewTracker(coherence.TrackerConfig{Log: failing{}, Logger: slog.New(slog.DiscardHandler)})
 	defer tracker.Close() //nolint:errcheck // a log that cannot fail to close
-	stamps := []coherence.Stamp{}
+	var scopes []coherence.ScopeHash
 	for _, s := range []coherence.Scope{
 		coherence.View("product", "42", "detail"), coherence.Entity("product", "42"), coherence.Tag("category:7"),
 		coherence.Tag("brand:9"), coherence.Namespace("product"), coherence.Everything(),
 	} {
-		stamps = append(stamps, coherence.StampOf(s.Hash()))
+		scopes = append(scopes, s.Hash())
 	}
+	set := coherence.StampsOf(scopes)
 	var sum uint64
 	for b.Loop() {
-		sum += tracker.Stamps().Sum(stamps)
+		sum += tracker.Stamps().Sum(&set)
 	}
 	_ = sum
 }
