@@ -12,6 +12,9 @@ type Poll struct {
 	heard uint64
 }
 
+// Before reports whether p is an earlier poll of the same tracker than q.
+func (p *Poll) Before(q *Poll) bool { return p.number < q.number }
+
 const (
 	ways = 8 // scopes per set
 	keep = 3 // changes of one scope between two polls that are told apart

@@ -13,7 +13,7 @@ import (
 // It exists because a hit in L2 takes some 10 µs, and [context.WithTimeout] would be a tenth of that.
 type deadline struct {
 	at     time.Time
-	caller context.Context // only asked, once the call has failed
+	caller context.Context //nolint:containedctx // d is a context itself; this is its parent, asked once the call has failed
 	capped bool            // at is the caller's deadline
 	done   chan struct{}   // closed by timer
 	timer  *time.Timer

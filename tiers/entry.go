@@ -40,6 +40,9 @@ type Header struct {
 	Absent bool
 	// Codec says how the payload is encoded.
 	Codec Codec
+	// Key is the [KeySum] of the key that the entry is for: what is found under another key is not
+	// that key's, however it came there.
+	Key uint64
 	// Fingerprint is that of the Go type in the payload, see [Fingerprint].
 	Fingerprint uint64
 	// Generation of the namespace when the entry was loaded.
@@ -77,12 +80,13 @@ type Header struct {
 //	    48    8 hard TTL, milliseconds
 //	    56    4 cost, microseconds
 //	    60    4 length of the uncompressed payload
-//	    64      tags, 8 bytes each; snapshot (coherence's binary form); payload
+//	    64    8 sum of the key
+//	    72      tags, 8 bytes each; snapshot (coherence's binary form); payload
 //	 end-4    4 CRC-32C (Castagnoli) of everything before
 const (
 	entryMagic   = "FRSH"
 	entryVersion = 1
-	entryFixed   = 64
+	entryFixed   = 72
 	entryTrailer = 4
 
 	flagAbsent     = 1 << 0
@@ -92,7 +96,10 @@ const (
 	maxTTL  = math.MaxInt64 / time.Millisecond // in milliseconds
 )
 
-var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+// KeySum is the xxHash64 of a key, by which an entry names the key that it is for.
+func KeySum(key string) uint64 { return xxhash.Sum64String(key) }
+
+func checksum(b []byte) uint32 { return crc32.Checksum(b, crc32.MakeTable(crc32.Castagnoli)) }
 
 // EncodeEntry appends the entry to dst and returns the longer slice. A payload of more than
 // compressAbove bytes is compressed if that saves at least a tenth; 0 means [CompressAbove], a
@@ -135,6 +142,7 @@ func EncodeEntry(dst []byte, h Header, payload []byte, compressAbove int) ([]byt
 	dst = binary.BigEndian.AppendUint64(dst, uint64(h.Hard.Milliseconds()))
 	dst = binary.BigEndian.AppendUint32(dst, uint32(min(h.Cost, maxCost).Microseconds()))
 	dst = binary.BigEndian.AppendUint32(dst, uint32(len(payload)))
+	dst = binary.BigEndian.AppendUint64(dst, h.Key)
 	for _, tag := range h.Tags {
 		dst = binary.BigEndian.AppendUint64(dst, uint64(tag))
 	}
@@ -156,7 +164,7 @@ func EncodeEntry(dst []byte, h Header, payload []byte, compressAbove int) ([]byt
 	if len(dst) == body {
 		dst = append(dst, payload...)
 	}
-	return binary.BigEndian.AppendUint32(dst, crc32.Checksum(dst[start:], castagnoli)), nil
+	return binary.BigEndian.AppendUint32(dst, checksum(dst[start:])), nil
 }
 
 func (h *Header) validate(payload int) error {
@@ -203,7 +211,7 @@ func DecodeEntry(b []byte) (Header, []byte, error) {
 		return Header{}, nil, fmt.Errorf("%w: only %d bytes", ErrCorrupt, len(b))
 	}
 	body, trailer := b[:len(b)-entryTrailer], b[len(b)-entryTrailer:]
-	if crc32.Checksum(body, castagnoli) != binary.BigEndian.Uint32(trailer) {
+	if checksum(body) != binary.BigEndian.Uint32(trailer) {
 		return Header{}, nil, fmt.Errorf("%w: wrong checksum", ErrCorrupt)
 	}
 
@@ -220,6 +228,7 @@ func DecodeEntry(b []byte) (Header, []byte, error) {
 		Soft:        time.Duration(soft) * time.Millisecond,
 		Hard:        time.Duration(hard) * time.Millisecond,
 		Cost:        time.Duration(binary.BigEndian.Uint32(body[56:])) * time.Microsecond,
+		Key:         binary.BigEndian.Uint64(body[64:]),
 	}
 	switch {
 	case flags&^(flagAbsent|flagCompressed) != 0:

@@ -8,7 +8,6 @@ import (
 	"errors"
 	"flag"
 	"fmt"
-	"hash/crc32"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -69,7 +68,7 @@ func catalogue(tb testing.TB, size int) []byte {
 
 func fullHeader() Header {
 	return Header{
-		Codec: JSON, Fingerprint: 0x0123456789abcdef, Generation: 42,
+		Codec: JSON, Key: KeySum("shop:v42:{product:1}:detail"), Fingerprint: 0x0123456789abcdef, Generation: 42,
 		Snapshot: coherence.Snapshot{Timeline: 9, Xmin: 1000, Xmax: 1010, Xip: []uint64{1000, 1003, 1009}},
 		LoadedAt: time.UnixMilli(1_750_000_000_123), Soft: 40 * time.Minute, Hard: time.Hour, Cost: 1234 * time.Microsecond,
 		Tags: []coherence.ScopeHash{coherence.Tag("a").Hash() & 0xffff, 1 << 40, 1<<64 - 1},
@@ -78,7 +77,7 @@ func fullHeader() Header {
 
 // seal writes the checksum that the bytes before it ask for, as a careful forger would.
 func seal(b []byte) []byte {
-	return binary.BigEndian.AppendUint32(b, crc32.Checksum(b, castagnoli))
+	return binary.BigEndian.AppendUint32(b, checksum(b))
 }
 
 func TestEntryRoundTrip(t *testing.T) {
@@ -189,7 +188,7 @@ func TestDecodeEntryRefusesDamage(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for n := range len(good) {
+		for n := range good {
 			if _, _, err := DecodeEntry(good[:n]); !errors.Is(err, ErrCorrupt) && !errors.Is(err, ErrForeign) {
 				t.Fatalf("cut to %d of %d bytes: %v", n, len(good), err)
 			}
@@ -427,12 +426,18 @@ func BenchmarkCompression(b *testing.B) {
 		name           string
 		encode, decode func(src []byte) ([]byte, error)
 	}{
-		{"s2", func(src []byte) ([]byte, error) { return s2.Encode(nil, src), nil },
-			func(src []byte) ([]byte, error) { return s2.Decode(nil, src) }},
-		{"s2better", func(src []byte) ([]byte, error) { return s2.EncodeBetter(nil, src), nil },
-			func(src []byte) ([]byte, error) { return s2.Decode(nil, src) }},
-		{"zstd", func(src []byte) ([]byte, error) { return fast.EncodeAll(src, nil), nil },
-			func(src []byte) ([]byte, error) { return reader.DecodeAll(src, nil) }},
+		{
+			"s2", func(src []byte) ([]byte, error) { return s2.Encode(nil, src), nil },
+			func(src []byte) ([]byte, error) { return s2.Decode(nil, src) },
+		},
+		{
+			"s2better", func(src []byte) ([]byte, error) { return s2.EncodeBetter(nil, src), nil },
+			func(src []byte) ([]byte, error) { return s2.Decode(nil, src) },
+		},
+		{
+			"zstd", func(src []byte) ([]byte, error) { return fast.EncodeAll(src, nil), nil },
+			func(src []byte) ([]byte, error) { return reader.DecodeAll(src, nil) },
+		},
 	} {
 		for _, size := range []int{2 << 10, 6 << 10, 20 << 10} {
 			payload := catalogue(b, size)

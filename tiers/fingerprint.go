@@ -50,6 +50,7 @@ func (d *description) add(t reflect.Type) {
 			return
 		}
 		d.seen[t] = len(d.seen)
+	default:
 	}
 	switch t.Kind() {
 	case reflect.Struct:

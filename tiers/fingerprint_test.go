@@ -13,8 +13,10 @@ type tree struct {
 	Index    map[string]tree
 }
 
-type left struct{ Right *right }
-type right struct{ Left *left }
+type (
+	left  struct{ Right *right }
+	right struct{ Left *left }
+)
 
 type point struct{ X, Y int }
 

@@ -182,7 +182,7 @@ func (c *Cache[V]) fromL2(ctx context.Context, batch []*flight[V]) []*flight[V] 
 
 // landEntry lands the flight with an entry from L2 or a peer if the entry is usable and valid.
 func (c *Cache[V]) landEntry(f *flight[V], b []byte, from Tier) bool {
-	it, err := c.decode(f.id, b, from)
+	it, err := c.decode(f.id, f.key, b, from)
 	if err != nil {
 		c.counts.unusable.Add(1)
 		return false
@@ -279,13 +279,13 @@ func (c *Cache[V]) load(ctx context.Context, batch []*flight[V]) {
 		}
 		return
 	}
-	cost := c.Tracker.Now().Sub(began)
+	cost := c.Tracker.Now().Sub(began.at)
 	c.counts.loadNanos.Add(uint64(cost))
 	var fillings []Filling
 	for _, f := range batch {
 		it := c.loadedItem(f.id, loaded, began, cost)
 		keep := it.snapshot.Timeline != 0 && c.revalidate(it)
-		e, err := c.encode(it)
+		e, err := c.encode(f.key, it)
 		if err != nil {
 			// A value that cannot be encoded is served all the same, but no tier can hold it.
 			c.Logger.Warn("tiers: a loaded value cannot be kept", "namespace", c.config.Namespace, "error", err)
@@ -316,10 +316,16 @@ func (c *Cache[V]) load(ctx context.Context, batch []*flight[V]) {
 	}
 }
 
+// loadStart is when a load began, on the clock and in the order of reads and loads.
+type loadStart struct {
+	at    coherence.Instant
+	order uint64
+}
+
 // ask loads the batch through the bulkhead. A panic of the source is an error of this load only.
-func (c *Cache[V]) ask(ctx context.Context, batch []*flight[V]) (began coherence.Instant, loaded Batch[V], err error) {
+func (c *Cache[V]) ask(ctx context.Context, batch []*flight[V]) (began loadStart, loaded Batch[V], err error) {
 	if err := c.Bulkhead.Enter(ctx); err != nil {
-		return 0, loaded, err
+		return began, loaded, err
 	}
 	defer c.Bulkhead.Leave()
 	defer func() {
@@ -333,7 +339,7 @@ func (c *Cache[V]) ask(ctx context.Context, batch []*flight[V]) (began coherence
 		ids[i] = f.id
 	}
 	c.counts.loads.Add(uint64(len(ids)))
-	began = c.Tracker.Now()
+	began = loadStart{at: c.Tracker.Now(), order: c.order.Add(1)}
 	loaded, err = c.config.Source.Load(ctx, ids)
 	return began, loaded, err
 }

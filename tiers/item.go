@@ -11,15 +11,15 @@ import (
 )
 
 // loadedItem makes the item of an id from a batch that was asked for at the given instant.
-func (c *Cache[V]) loadedItem(id string, loaded Batch[V], began coherence.Instant, cost time.Duration) *item[V] {
+func (c *Cache[V]) loadedItem(id string, loaded Batch[V], began loadStart, cost time.Duration) *item[V] {
 	value, found := loaded.Values[id]
 	it := &item[V]{
 		value: value, absent: !found, tier: TierSource, snapshot: loaded.Snapshot,
-		loadedAt: time.Now(), ttl: vary(c.config.TTL), cost: cost, loaded: began,
+		loadedAt: time.Now(), ttl: vary(c.config.TTL), cost: cost, loaded: began.at, order: began.order,
 	}
 	if loaded.Snapshot.Timeline == 0 {
 		// A standby's, or without any proof that Postgres was there: it may be of any age.
-		it.loaded = noInstant
+		it.loaded, it.order = noInstant, 0
 	}
 	if !found {
 		it.ttl = vary(c.config.NegativeTTL)
@@ -58,10 +58,10 @@ type encoded struct {
 	payload int    // bytes before compression
 }
 
-// encode is the item as an entry of L2.
-func (c *Cache[V]) encode(it *item[V]) (encoded, error) {
+// encode is the item as the entry of its key.
+func (c *Cache[V]) encode(key string, it *item[V]) (encoded, error) {
 	h := Header{
-		Absent: it.absent, Codec: JSON, Fingerprint: c.fingerprint, Generation: generation,
+		Absent: it.absent, Codec: JSON, Key: KeySum(key), Fingerprint: c.fingerprint, Generation: generation,
 		Snapshot: it.snapshot, LoadedAt: it.loadedAt, Soft: it.ttl, Hard: it.ttl, Cost: it.cost, Tags: it.tags,
 	}
 	var payload []byte
@@ -78,15 +78,15 @@ func (c *Cache[V]) encode(it *item[V]) (encoded, error) {
 // sizeOf is what an item takes in L1.
 func sizeOf(id string, payload int) int64 { return int64(len(id)) + int64(payload) + itemOverhead }
 
-// decode is the item of an entry that came from L2 or a peer. Anything that does not fit this build's
-// type is an error.
-func (c *Cache[V]) decode(id string, b []byte, from Tier) (*item[V], error) {
+// decode is the item of an entry that came from L2 or a peer. Anything that is not of this key or does
+// not fit this build's type is an error.
+func (c *Cache[V]) decode(id, key string, b []byte, from Tier) (*item[V], error) {
 	h, payload, err := DecodeEntry(b)
 	if err != nil {
 		return nil, err
 	}
-	if h.Fingerprint != c.fingerprint || h.Generation != generation {
-		return nil, fmt.Errorf("%w: of another type or generation", ErrForeign)
+	if h.Key != KeySum(key) || h.Fingerprint != c.fingerprint || h.Generation != generation {
+		return nil, fmt.Errorf("%w: of another key, type or generation", ErrForeign)
 	}
 	it := &item[V]{
 		absent: h.Absent, tier: from, snapshot: h.Snapshot, version: h.Sum, tags: h.Tags,

@@ -25,9 +25,11 @@ type item[V any] struct {
 	tier     Tier // where it came from
 	value    V
 	version  uint64
-	// loaded is when the load that made it began, if this process made it: it is then known to
-	// reflect every commit before. Otherwise noInstant.
+	// loaded is when the load that made it began, if this process made it, and order that load's place
+	// among the cache's reads and loads: the item is then known to reflect every commit before.
+	// Otherwise noInstant and 0.
 	loaded coherence.Instant
+	order  uint64
 	// checked is the send time of the poll against which the item was last found valid.
 	checked atomic.Int64
 
@@ -144,16 +146,6 @@ func (l *L1[V]) put(id string, it *item[V]) bool {
 	s.bytes += it.size
 	it.promoted.Store(s.clock.Add(1))
 	return true
-}
-
-// remove drops the item if it is still the one that is there.
-func (l *L1[V]) remove(id string, it *item[V]) {
-	s := l.shard(id)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if now, ok := s.lru.Peek(id); ok && now == it {
-		s.lru.Remove(id)
-	}
 }
 
 // L1Stats describes an L1 by now.

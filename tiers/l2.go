@@ -291,7 +291,7 @@ func (l *L2) do(caller context.Context, reqs []request) {
 		}
 	}
 	for attempt := 0; ; attempt++ {
-		if again := l.sendAll(d, reqs); !again {
+		if again := l.sendAll(d, reqs); !again { //nolint:contextcheck // d is the context
 			return
 		}
 		for i := range reqs {

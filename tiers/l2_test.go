@@ -22,16 +22,20 @@ import (
 )
 
 // slack is what a busy machine may add to a deadline before a test calls it broken.
-const slack = 50 * time.Millisecond
+const slack = 100 * time.Millisecond
 
-// patient is the Timeout of tests that are not about time.
-const patient = 2 * time.Second
+const (
+	// patient is the Timeout of tests that are not about time.
+	patient = 2 * time.Second
+	// brisk is the Timeout of tests of a hanging node, whose other shards must answer within it.
+	brisk = 250 * time.Millisecond
+)
 
 func l2Config(timeout time.Duration) L2Config {
 	return L2Config{Addrs: stacktest.Stack().Redis.Addrs(), Timeout: timeout, Logger: slog.New(slog.DiscardHandler)}
 }
 
-// openL2 is an L2 on the test's cluster, ready for every slot. A timeout of 0 is the default.
+// openL2 is an L2 on the test's cluster, ready for every slot.
 func openL2(tb testing.TB, timeout time.Duration) *L2 {
 	tb.Helper()
 	ready(tb)
@@ -386,7 +390,7 @@ func get(t *testing.T, l *L2, key string) ([]byte, error) {
 // One primary dies: the others' keys do not notice, its own get errors at once, then the promoted
 // replica serves them, without a breaker to wait for.
 func TestL2PrimaryDies(t *testing.T) {
-	l := openL2(t, 0)
+	l := openL2(t, patient)
 	repair(t)
 	shards := l.Shards()
 	dead := shards[rand.IntN(len(shards))].Name
@@ -453,7 +457,7 @@ func within(slots string, slot uint16) bool {
 // A primary hangs: no call takes longer than Timeout, the breaker of that shard alone opens, and when
 // the primary goes on, it closes again.
 func TestL2PrimaryHangs(t *testing.T) {
-	l := openL2(t, 0)
+	l := openL2(t, brisk)
 	repair(t)
 	shards := l.Shards()
 	hung, other := shards[0].Name, shards[1].Name
@@ -509,7 +513,7 @@ func TestL2PrimaryHangs(t *testing.T) {
 
 // A primary hangs for good: its replica takes over, and calls keep their deadline all the while.
 func TestL2PrimaryHangsUntilFailover(t *testing.T) {
-	l := openL2(t, 0)
+	l := openL2(t, brisk)
 	repair(t)
 	hung := l.Shards()[0].Name
 	key := keyOn(l, hung)
@@ -526,7 +530,7 @@ func TestL2PrimaryHangsUntilFailover(t *testing.T) {
 // Callers that give up say nothing about the shard, and do not fill rueidis' ring, where the next
 // callers would wait without a deadline.
 func TestL2CallersGiveUp(t *testing.T) {
-	l := openL2(t, 0)
+	l := openL2(t, patient)
 	repair(t)
 	hung := l.Shards()[0].Name
 	key := keyOn(l, hung)
@@ -575,7 +579,7 @@ func TestL2CallersGiveUp(t *testing.T) {
 }
 
 func TestL2AllDownAndUpAgain(t *testing.T) {
-	l := openL2(t, 0)
+	l := openL2(t, brisk)
 	repair(t)
 	redis := stacktest.Stack().Redis
 	if err := redis.StopAll(); err != nil {
@@ -595,7 +599,7 @@ func TestL2AllDownAndUpAgain(t *testing.T) {
 		t.Errorf("with all down a call took %v", took)
 	}
 	// Opened while nothing runs, by a replica that starts now.
-	late, err := OpenL2(l2Config(0))
+	late, err := OpenL2(l2Config(brisk))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -768,7 +772,7 @@ func TestL2SlotMigration(t *testing.T) {
 }
 
 func TestL2Close(t *testing.T) {
-	l := openL2(t, 0)
+	l := openL2(t, brisk)
 	repair(t)
 	hung := l.Shards()[0].Name
 	if err := nodeAt(t, hung).Pause(); err != nil {

@@ -147,6 +147,7 @@ type Cache[V any] struct {
 	l1          *L1[V]
 	flights     flights[V]
 	counts      counts
+	order       atomic.Uint64 // of reads and loads, see reading
 
 	life context.Context // ends at Close
 	end  context.CancelCauseFunc
@@ -239,7 +240,32 @@ func (c *Cache[V]) Lookup(ctx context.Context, id string, want Want) (Result[V],
 			return it.result(TierL1, true, now.Sub(max(poll.Sent, it.loaded)), now, poll), nil
 		}
 	}
-	return c.lookup(ctx, id, want, c.Tracker.Now())
+	r := c.begin(want)
+	return c.lookup(ctx, id, &r)
+}
+
+// reading is one read that is not a plain hit.
+type reading struct {
+	Want
+	// order is the read's place in the order of all reads and loads of the cache: a load with a higher
+	// one began after the read, and so reflects every commit before it. Clocks could not tell.
+	order uint64
+	// barrier is a poll that was sent after the read began; nil = none was needed so far. What it saw,
+	// and any poll after it, proves whatever the budget and the token.
+	barrier *coherence.Poll
+}
+
+func (c *Cache[V]) begin(want Want) reading { return reading{Want: want, order: c.order.Add(1)} }
+
+// proven reports whether knowledge as of the poll is what the read wants.
+func (r *reading) proven(poll *coherence.Poll, now coherence.Instant) bool {
+	if poll == nil {
+		return false
+	}
+	if r.barrier != nil && !poll.Before(r.barrier) {
+		return true
+	}
+	return now.Sub(poll.Sent) <= r.Budget && r.Token.SeenBy(poll.Snapshot)
 }
 
 // maxAttempts bounds how often a read joins a flight whose answer turns out to be too old for it. The
@@ -248,15 +274,15 @@ func (c *Cache[V]) Lookup(ctx context.Context, id string, want Want) (Result[V],
 const maxAttempts = 4
 
 // lookup is a read that is not a plain hit.
-func (c *Cache[V]) lookup(ctx context.Context, id string, want Want, began coherence.Instant) (Result[V], error) {
+func (c *Cache[V]) lookup(ctx context.Context, id string, r *reading) (Result[V], error) {
 	c.counts.slow.Add(1)
 	if err := c.checkID(id); err != nil {
 		c.counts.errors.Add(1)
 		return Result[V]{}, err
 	}
-	unproven := c.prove(ctx, id, want, began)
-	if r, ok := c.again(id, want, began); ok {
-		return c.count(r, nil)
+	unproven := c.prove(ctx, id, r)
+	if answer, ok := c.again(id, r); ok {
+		return c.count(answer, nil)
 	}
 	var last *item[V]
 	var failed error
@@ -269,19 +295,19 @@ func (c *Cache[V]) lookup(ctx context.Context, id string, want Want, began coher
 		if failed = f.wait(ctx); failed != nil {
 			break
 		}
-		if r, ok := c.label(f.item, f.item.tier, want, began); ok {
-			return c.count(r, nil)
+		if answer, ok := c.label(f.item, f.item.tier, r); ok {
+			return c.count(answer, nil)
 		}
 		if last = f.item; unproven != nil {
 			break // another flight cannot prove more
 		}
-		// Valid, but the proof ran out of the budget while the flight went on.
-		if unproven = c.prove(ctx, id, want, began); unproven != nil {
+		// It has changed meanwhile, or the proof ran out of the budget while the flight went on.
+		if unproven = c.prove(ctx, id, r); unproven != nil {
 			break
 		}
 	}
-	if r, ok := c.stale(id, last, want); ok {
-		return c.count(r, nil)
+	if answer, ok := c.stale(id, last, r); ok {
+		return c.count(answer, nil)
 	}
 	if failed == nil {
 		failed = ErrUncertain
@@ -292,13 +318,13 @@ func (c *Cache[V]) lookup(ctx context.Context, id string, want Want, began coher
 	return c.count(Result[V]{}, fmt.Errorf("%s %q: %w", c.config.Namespace, short(id), failed))
 }
 
-// prove makes sure that the latest poll is as recent as the read wants, polling if it is not. The
-// error says why it cannot be.
-func (c *Cache[V]) prove(ctx context.Context, id string, want Want, began coherence.Instant) error {
-	if poll := c.Tracker.Latest(); poll != nil && recent(poll.Sent, c.Tracker.Now(), want, began) && want.Token.SeenBy(poll.Snapshot) {
+// prove makes sure that the latest poll is what the read wants, polling if it is not. The error says
+// why it cannot be.
+func (c *Cache[V]) prove(ctx context.Context, id string, r *reading) error {
+	if r.proven(c.Tracker.Latest(), c.Tracker.Now()) {
 		return nil
 	}
-	if c.Tracker.Failing() && want.MaxStale > 0 {
+	if c.Tracker.Failing() && r.MaxStale > 0 {
 		// Waiting for the next attempt would make every read slow while Postgres is away.
 		if it, _ := c.l1.get(id); it != nil {
 			return errors.New("the last poll of Postgres failed")
@@ -306,36 +332,33 @@ func (c *Cache[V]) prove(ctx context.Context, id string, want Want, began cohere
 	}
 	ctx, cancel := context.WithTimeout(ctx, c.ProofTimeout)
 	defer cancel()
-	_, err := c.Tracker.Barrier(ctx)
-	return err
-}
-
-// recent reports whether knowledge as of the instant proves freshness: it is within the budget, or
-// from after the read began.
-func recent(as, now coherence.Instant, want Want, began coherence.Instant) bool {
-	return as >= began || now.Sub(as) <= want.Budget
+	poll, err := c.Tracker.Barrier(ctx)
+	if err != nil {
+		return err
+	}
+	r.barrier = poll
+	return nil
 }
 
 // again looks at L1 once more, with the directory's exact knowledge in place of the stamps.
-func (c *Cache[V]) again(id string, want Want, began coherence.Instant) (Result[V], bool) {
+func (c *Cache[V]) again(id string, r *reading) (Result[V], bool) {
 	it, shard := c.l1.get(id)
 	if it == nil {
 		return Result[V]{}, false
 	}
-	r, ok := c.label(it, TierL1, want, began)
+	answer, ok := c.label(it, TierL1, r)
 	if ok {
 		shard.promote(id)
 	}
-	return r, ok
+	return answer, ok
 }
 
 // label checks the item at its return: whether it may be served as FRESH, and with which bound.
-func (c *Cache[V]) label(it *item[V], tier Tier, want Want, began coherence.Instant) (Result[V], bool) {
+func (c *Cache[V]) label(it *item[V], tier Tier, r *reading) (Result[V], bool) {
 	poll := c.Tracker.Latest()
 	now := c.Tracker.Now()
-	if it.loaded >= began {
-		// This read's own load, or one that began later: it reflects every commit before the read.
-		c.revalidate(it)
+	if it.order > r.order {
+		c.revalidate(it) // notes what is served
 		return it.result(tier, true, now.Sub(it.loaded), now, poll), true
 	}
 	if now >= it.expires || !c.revalidate(it) {
@@ -346,10 +369,8 @@ func (c *Cache[V]) label(it *item[V], tier Tier, want Want, began coherence.Inst
 		as = max(as, poll.Sent)
 		it.checked.Store(int64(poll.Sent))
 	}
-	if !recent(as, now, want, began) {
-		return Result[V]{}, false
-	}
-	if !want.Token.IsZero() && as < began && (poll == nil || !want.Token.SeenBy(poll.Snapshot)) {
+	// A load of this node within the budget proves as much as a poll, but nothing of a token.
+	if !r.proven(poll, now) && (now.Sub(it.loaded) > r.Budget || !r.Token.IsZero()) {
 		return Result[V]{}, false
 	}
 	return it.result(tier, true, now.Sub(as), now, poll), true
@@ -366,8 +387,8 @@ func (c *Cache[V]) revalidate(it *item[V]) bool {
 }
 
 // stale finds an answer for a read that cannot have a FRESH one.
-func (c *Cache[V]) stale(id string, last *item[V], want Want) (Result[V], bool) {
-	if want.MaxStale <= 0 {
+func (c *Cache[V]) stale(id string, last *item[V], r *reading) (Result[V], bool) {
+	if r.MaxStale <= 0 {
 		return Result[V]{}, false
 	}
 	it := last
@@ -385,7 +406,7 @@ func (c *Cache[V]) stale(id string, last *item[V], want Want) (Result[V], bool) 
 	if poll != nil && c.Tracker.Valid(it.scopes[viewScope], it.scopes, it.snapshot) {
 		as = max(as, poll.Sent)
 	}
-	if now.Sub(as) > want.MaxStale {
+	if now.Sub(as) > r.MaxStale {
 		return Result[V]{}, false
 	}
 	return it.result(tier, false, now.Sub(as), now, poll), true
@@ -403,7 +424,6 @@ func (it *item[V]) result(tier Tier, fresh bool, age time.Duration, now coherenc
 // others that failed are zero, with Tier 0.
 func (c *Cache[V]) LookupMany(ctx context.Context, ids []string, want Want) ([]Result[V], error) {
 	results := make([]Result[V], len(ids))
-	began := c.Tracker.Now()
 	poll := c.Tracker.Latest()
 	seen := want.Token.IsZero() || (poll != nil && want.Token.SeenBy(poll.Snapshot))
 	var missing []int
@@ -419,7 +439,8 @@ func (c *Cache[V]) LookupMany(ctx context.Context, ids []string, want Want) ([]R
 	if len(missing) == 0 {
 		return results, nil
 	}
-	_ = c.prove(ctx, ids[missing[0]], want, began) // if it cannot be, each read below finds out by itself
+	r := c.begin(want)
+	_ = c.prove(ctx, ids[missing[0]], &r) // if it cannot be, each read below finds out by itself
 	// Fetch what is not here in as few flights as possible.
 	flights := make(map[int]*flight[V], len(missing))
 	var cold []string
@@ -435,14 +456,14 @@ func (c *Cache[V]) LookupMany(ctx context.Context, ids []string, want Want) ([]R
 	var failed error
 	for _, i := range missing {
 		if f := flights[i]; f != nil && f.wait(ctx) == nil {
-			if r, ok := c.label(f.item, f.item.tier, want, began); ok {
+			if answer, ok := c.label(f.item, f.item.tier, &r); ok {
 				c.counts.slow.Add(1)
-				results[i], _ = c.count(r, nil)
+				results[i], _ = c.count(answer, nil)
 				continue
 			}
 		}
 		var err error
-		if results[i], err = c.lookup(ctx, ids[i], want, began); err != nil && failed == nil {
+		if results[i], err = c.lookup(ctx, ids[i], &r); err != nil && failed == nil {
 			failed = err
 		}
 	}
@@ -459,7 +480,11 @@ func (c *Cache[V]) Entry(ctx context.Context, id string, want Want) ([]byte, err
 	if it == nil || it.snapshot.Timeline == 0 || it.version != r.Version {
 		return nil, fmt.Errorf("%s %q: %w: not kept in L1", c.config.Namespace, short(id), ErrUncertain)
 	}
-	e, err := c.encode(it)
+	key, err := c.config.Key(id)
+	if err != nil {
+		return nil, err
+	}
+	e, err := c.encode(key, it)
 	return e.bytes, err
 }
 

@@ -273,8 +273,9 @@ func (s *shard) send(d *deadline, reqs []*request) error {
 	}
 	s.requests.Add(1)
 
-	verdict, unanswered := l.exchange(d, reqs)
-	if unanswered {
+	l.exchange(d, reqs)
+	answered, verdict := judge(reqs)
+	if !answered {
 		over := d.Err() != nil
 		if over {
 			l.abandoned.Add(1)
@@ -301,13 +302,12 @@ func (s *shard) send(d *deadline, reqs []*request) error {
 	return nil
 }
 
-// exchange sends the requests and stores the replies. Its verdict is the worst of the replies' errors;
-// unanswered says that it is no reply of Redis.
-func (l *link) exchange(ctx context.Context, reqs []*request) (verdict error, unanswered bool) {
+// exchange sends the requests as one pipeline and stores the replies.
+func (l *link) exchange(ctx context.Context, reqs []*request) {
 	b := l.client.B()
 	if len(reqs) == 1 && !reqs[0].asking {
 		reqs[0].reply = l.client.Do(ctx, reqs[0].build(b))
-		return worst(reqs)
+		return
 	}
 	cmds := make([]rueidis.Completed, 0, len(reqs)+1)
 	for _, r := range reqs {
@@ -323,19 +323,20 @@ func (l *link) exchange(ctx context.Context, reqs []*request) (verdict error, un
 		}
 		r.reply, results = results[0], results[1:]
 	}
-	return worst(reqs)
 }
 
-func worst(reqs []*request) (verdict error, unanswered bool) {
+// judge reports whether Redis has answered all requests. The verdict is an error that speaks against
+// the node: why it did not answer, or a reply that it cannot serve.
+func judge(reqs []*request) (answered bool, verdict error) {
 	for _, r := range reqs {
 		if err := r.reply.NonRedisError(); err != nil {
-			return err, true
+			return false, err
 		}
 		if err := r.reply.Error(); !healthy(err) {
 			verdict = err
 		}
 	}
-	return verdict, false
+	return true, verdict
 }
 
 // raise makes the counter at least v.
@@ -383,7 +384,7 @@ func connect(ctx context.Context, address string, c *L2Config) (rueidis.Client, 
 			return nil, err
 		}
 		w = &wire{Conn: conn, lost: make(chan struct{})}
-		stop = context.AfterFunc(ctx, func() { w.Close() }) // the handshake does not look at ctx
+		stop = context.AfterFunc(ctx, func() { _ = w.Close() }) // the handshake does not look at ctx
 		return w, nil
 	}
 	client, err := rueidis.NewClient(rueidis.ClientOption{
@@ -412,7 +413,7 @@ func connect(ctx context.Context, address string, c *L2Config) (rueidis.Client, 
 
 // disconnect ends a client; calls in flight get their answers if they come within grace.
 func disconnect(client rueidis.Client, w *wire, grace time.Duration) {
-	force := time.AfterFunc(grace, func() { w.Close() })
+	force := time.AfterFunc(grace, func() { _ = w.Close() })
 	defer force.Stop()
 	client.Close()
 }
