@@ -2,12 +2,14 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
 
+	"github.com/freshet-cache/freshet/internal/devstack"
 	"github.com/freshet-cache/freshet/internal/replay"
 )
 
@@ -53,7 +55,11 @@ type episode struct {
 func (s *stand) inject(f fault) (episode, error) {
 	switch f {
 	case faultShard:
-		primary, err := s.stack.Redis.Primary(0)
+		var primary *devstack.RedisNode
+		err := errors.New("not asked")
+		for tries := 0; err != nil && tries < 10; tries++ { // on a starved machine the answer takes long
+			primary, err = s.stack.Redis.Primary(0)
+		}
 		if err != nil {
 			return episode{}, err
 		}
@@ -91,13 +97,14 @@ func (r *faultRun) run(ctx context.Context) {
 	if r.load != nil {
 		told = r.load.driver.Fault(string(kill))
 	}
+	began := time.Now()            // killing takes a moment, too
 	e, err := r.stand.inject(kill) //nolint:contextcheck // breaking a part is bounded by the stack, and not to be left half done
 	if err != nil {
 		r.failed <- fmt.Errorf("--kill %s: %w", kill, err)
 		return
 	}
 	r.events <- "fault: " + e.what
-	if !pause(ctx, faultTime) {
+	if !pause(ctx, faultTime-time.Since(began)) {
 		return
 	}
 	r.events <- "restoring " + string(kill)

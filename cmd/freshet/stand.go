@@ -28,7 +28,7 @@ type stand struct {
 	front    *http.Server
 	url      string // of the balancer
 	serving  sync.WaitGroup
-	failed   chan error // what ends the run from inside: the front server, or a replica that died
+	failed   chan error // what ends the run from inside: the front server, or a replica that died; see fail
 	client   *http.Client
 
 	mu       sync.Mutex
@@ -41,7 +41,7 @@ type stand struct {
 func raise(ctx context.Context, o upOptions, say io.Writer) (_ *stand, err error) {
 	s := &stand{
 		options: o, say: say,
-		failed:   make(chan error, 1+o.replicas),
+		failed:   make(chan error, 1),
 		client:   &http.Client{Timeout: 2 * time.Second, Transport: &http.Transport{MaxIdleConnsPerHost: 2}},
 		replicas: make([]*child, o.replicas),
 	}
@@ -144,7 +144,7 @@ func (s *stand) startReplicas(ctx context.Context, front net.Listener) error {
 	}
 	s.serving.Go(func() {
 		if err := s.front.Serve(front); !errors.Is(err, http.ErrServerClosed) {
-			s.failed <- fmt.Errorf("load balancer: %w", err)
+			s.fail(fmt.Errorf("load balancer: %w", err))
 		}
 	})
 	return nil
@@ -182,8 +182,17 @@ func (s *stand) startReplica(ctx context.Context, i int) error {
 // guard waits for a replica's end and reports one that nobody meant.
 func (s *stand) guard(c *child) {
 	<-c.done
-	if !c.meant.Load() {
-		s.failed <- fmt.Errorf("replica %s ended by itself: %w\n%s", c.id, c.ended(), c.output.prefixed(c.id))
+	if c.meant.Load() {
+		return
+	}
+	s.fail(fmt.Errorf("replica %s ended by itself: %w\n%s", c.id, c.ended(), c.output.prefixed(c.id)))
+}
+
+// fail ends the run; the first error counts.
+func (s *stand) fail(err error) {
+	select {
+	case s.failed <- err:
+	default:
 	}
 }
 

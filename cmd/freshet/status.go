@@ -168,11 +168,19 @@ func (r reading) line(last reading) string {
 	if d.stale > 0 {
 		fmt.Fprintf(&b, "  stale %s", share(d.stale, d.reads))
 	}
-	fmt.Fprintf(&b, "  behind <= %.0f ms  breakers %s", r.pollAge*1000, r.breakerText())
+	fmt.Fprintf(&b, "  behind %s  breakers %s", r.behind(), r.breakerText())
 	if r.answered < r.replicas {
 		fmt.Fprintf(&b, "  replicas %d/%d", r.answered, r.replicas)
 	}
 	return b.String()
+}
+
+// behind bounds how far the replicas' knowledge lies behind Postgres.
+func (r reading) behind() string {
+	if r.pollAge > time.Hour.Seconds() {
+		return "unknown" // the node's word for it is a day
+	}
+	return fmt.Sprintf("<= %.0f ms", r.pollAge*1000)
 }
 
 func (r reading) breakerText() string {

@@ -11,7 +11,11 @@ import (
 )
 
 // conclude writes the report and the summary, and returns what was wrong with the answers.
-func (o upOptions) conclude(w io.Writer, r replay.Report) error {
+func (o upOptions) conclude(w io.Writer, end outcome) error {
+	if end.err != nil {
+		return end.err
+	}
+	r := end.report
 	if o.report != "" {
 		if err := writeReport(o.report, r); err != nil {
 			return fmt.Errorf("--report: %w", err)
@@ -27,7 +31,11 @@ func (o upOptions) conclude(w io.Writer, r replay.Report) error {
 	if len(problems) > 0 {
 		return &exitError{exitVerdict, errors.Join(problems...)}
 	}
-	_, err := fmt.Fprint(w, "every promise was kept\n\n")
+	verdict := "every promise was kept"
+	if r.Interrupted {
+		verdict += " until the run was interrupted"
+	}
+	_, err := fmt.Fprintf(w, "%s\n\n", verdict)
 	return err
 }
 

@@ -254,18 +254,16 @@ func (s *stand) run(ctx context.Context, b *board) (err error) {
 		case err := <-s.failed:
 			return err
 		case end := <-loaded:
-			if end.err != nil {
-				return end.err
-			}
-			if cause := context.Cause(ctx); cause != nil {
-				return cause
-			}
-			return o.conclude(b.out, end.report)
+			return o.conclude(b.out, end)
 		case <-over:
 			return nil
 		case <-ctx.Done():
 			if l == nil {
 				return nil
+			}
+			// What was seen so far counts, too; the driver stops at once.
+			if err := o.conclude(b.out, <-loaded); err != nil {
+				return err
 			}
 			return context.Cause(ctx)
 		}
