@@ -387,6 +387,37 @@ func get(t *testing.T, l *L2, key string) ([]byte, error) {
 	return b, err
 }
 
+func TestL2Authenticates(t *testing.T) {
+	ready(t)
+	for _, address := range stacktest.Stack().Redis.Addrs() {
+		c := bare(t, address)
+		if err := c.Do(t.Context(), c.B().Arbitrary("ACL", "SETUSER", "shop", "on", ">secret", "~t:*", "+@all").Build()).Error(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	config := l2Config(patient)
+	config.Username, config.Password = "shop", "secret"
+	l, err := OpenL2(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	until(t, "every shard is connected", func() bool { return allClosed(l) })
+	mustSet(t, l, "t:{allowed}", "value")
+	if err := l.Set(t.Context(), "other", nil, time.Minute); err == nil || !strings.Contains(err.Error(), "NOPERM") {
+		t.Errorf("a key that the user may not touch: %v", err)
+	}
+	config.Password = "wrong"
+	wrong, err := OpenL2(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer wrong.Close()
+	if _, err := wrong.Get(t.Context(), "t:{allowed}"); !errors.Is(err, ErrUnavailable) {
+		t.Errorf("with a wrong password: %v", err)
+	}
+}
+
 // One primary dies: the others' keys do not notice, its own get errors at once, then the promoted
 // replica serves them, without a breaker to wait for.
 func TestL2PrimaryDies(t *testing.T) {

@@ -46,7 +46,7 @@ type shard struct {
 	requests, failures, refused atomic.Uint64
 
 	// Errors that every call gets while the shard is down, made once.
-	errNoConnection, errOpen, errFull error
+	errNoConnection, errOpen, errFull, errLate error
 }
 
 func newShard(id, address string, c *L2Config) *shard {
@@ -56,6 +56,7 @@ func newShard(id, address string, c *L2Config) *shard {
 		errNoConnection: because("no connection"),
 		errOpen:         because("its breaker is open"),
 		errFull:         because("too many calls without an answer"),
+		errLate:         because("no answer within " + c.timeout().String()),
 	}
 }
 
@@ -256,6 +257,10 @@ func (s *shard) send(d *deadline, reqs []*request) error {
 		s.refused.Add(1)
 		return s.errNoConnection
 	}
+	if d.Err() != nil { // an earlier pipeline of the call has used it up
+		s.refused.Add(1)
+		return s.errLate
+	}
 	before := l.abandoned.Load()
 	defer l.inFlight.Add(-1)
 	if l.inFlight.Add(1)+before-l.answered.Load() > maxOutstanding {
@@ -288,7 +293,7 @@ func (s *shard) send(d *deadline, reqs []*request) error {
 		l.breaker.note(false, over)
 		done(verdict)
 		if over {
-			return fmt.Errorf("%w: shard %s: no answer within %v", ErrUnavailable, s.address, s.config.timeout())
+			return s.errLate
 		}
 		return fmt.Errorf("%w: shard %s: %w", ErrUnavailable, s.address, verdict)
 	}
