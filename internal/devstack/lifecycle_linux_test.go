@@ -66,6 +66,8 @@ func TestStartIsQuickAndCloseLeavesNothing(t *testing.T) {
 		t.Errorf("%d processes in the folder, want six of Redis, some of Postgres, and the reaper", got)
 	}
 
+	wantFirstOrder(t, s.Redis)
+
 	began = time.Now()
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
@@ -140,6 +142,7 @@ func TestFailedStartLeavesNothing(t *testing.T) {
 }
 
 func TestEndedContextInterruptsStartAndLeavesNothing(t *testing.T) {
+	slow(t)
 	for _, limit := range []time.Duration{time.Nanosecond, 150 * time.Millisecond, 700 * time.Millisecond} {
 		t.Run(limit.String(), func(t *testing.T) {
 			fakeRedis(t, "exec sleep 60") // so that no start succeeds
@@ -165,8 +168,7 @@ func TestEndedContextInterruptsStartAndLeavesNothing(t *testing.T) {
 func TestMissingProgramsAreNamedAllAtOnce(t *testing.T) {
 	t.Setenv("PATH", t.TempDir())
 	_, err := devstack.Start(t.Context(), devstack.Options{Redis: true})
-	var missing *devstack.MissingError
-	if !errors.As(err, &missing) {
+	if _, ok := errors.AsType[*devstack.MissingError](err); !ok {
 		t.Fatalf("Start: %v, want a MissingError", err)
 	}
 	for _, want := range []string{"redis-server", "apt-get install redis-server"} {
@@ -196,6 +198,7 @@ func TestDirMustExistAndBeReachable(t *testing.T) {
 }
 
 func TestCloseInterruptsControls(t *testing.T) {
+	slow(t)
 	dir := openDir(t)
 	s, err := devstack.Start(t.Context(), devstack.Options{Dir: dir, Redis: true, Postgres: true})
 	if err != nil {
@@ -207,7 +210,7 @@ func TestCloseInterruptsControls(t *testing.T) {
 		for _, control := range []func() error{n.Kill, n.Stop, n.Pause, n.Resume, func() error { return n.Start(context.Background()) }} {
 			users.Go(func() {
 				for !errors.Is(n.Start(context.Background()), devstack.ErrClosed) {
-					control() // fails as it may: the others interfere
+					_ = control() // fails as it may: the others interfere
 					select {
 					case restarted <- struct{}{}:
 					default:
@@ -259,6 +262,7 @@ func owner(t *testing.T, dir string, credential *syscall.Credential) (*exec.Cmd,
 }
 
 func TestNothingIsLeftWhenTheOwnerDies(t *testing.T) {
+	slow(t)
 	for _, signal := range []syscall.Signal{syscall.SIGKILL, syscall.SIGTERM} {
 		t.Run(signal.String(), func(t *testing.T) {
 			t.Parallel()
@@ -301,6 +305,7 @@ func TestNothingIsLeftWhenTheOwnerDies(t *testing.T) {
 }
 
 func TestPlainUserCanStart(t *testing.T) {
+	slow(t)
 	if os.Geteuid() != 0 {
 		t.Skip("every other test of this run does")
 	}

@@ -58,10 +58,18 @@ func eventually(t *testing.T, what string, limit time.Duration, holds func() boo
 	}
 }
 
+// slow marks a test that takes seconds.
+func slow(t *testing.T) {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("takes seconds")
+	}
+}
+
 // openDir makes a folder that every user can enter, unlike t.TempDir.
 func openDir(t *testing.T) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "freshet-devstack-test-")
+	dir, err := os.MkdirTemp("", "freshet-devstack-test-") //nolint:usetesting // t.TempDir is closed to other users
 	if err != nil {
 		t.Fatal(err)
 	}

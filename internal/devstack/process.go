@@ -2,6 +2,7 @@ package devstack
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -28,6 +29,9 @@ const (
 
 // errNotRunning is wrapped by controls that need a running server.
 var errNotRunning = errors.New("is not running")
+
+// errEnded is how a server ended that should have gone on.
+var errEnded = errors.New("exit status 0")
 
 // process is one server program: at most one run of it at a time, with all the
 // processes that this run has forked.
@@ -113,9 +117,9 @@ func (p *process) ready(ctx context.Context, r *run, probe func(context.Context)
 		}
 		select {
 		case <-r.done:
-			return fmt.Errorf("devstack: %s ended while it started: %v\n%s", p.name, r.err, p.tail())
+			return fmt.Errorf("devstack: %s ended while it started: %w\n%s", p.name, cmp.Or(r.err, errEnded), p.tail())
 		case <-ctx.Done():
-			return fmt.Errorf("devstack: %s is not ready: %w (last answer: %v)\n%s", p.name, context.Cause(ctx), err, p.tail())
+			return fmt.Errorf("devstack: %s is not ready: %w (last answer: %w)\n%s", p.name, context.Cause(ctx), err, p.tail())
 		case <-time.After(probePause):
 		}
 	}
@@ -184,13 +188,11 @@ func (p *process) kill() error {
 	// A frozen parent forks nothing and reaps nothing: its children are all in
 	// the table, and their ids stay theirs until it is killed itself.
 	family, err := p.freeze()
-	if err != nil {
-		return err
-	}
 	for _, m := range family {
 		syscall.Kill(m.pid, syscall.SIGKILL) // fails only when it is gone already
 	}
-	if err := p.signal(syscall.SIGKILL); err != nil {
+	// However the freezing went, the server must not live on.
+	if err := errors.Join(err, p.signal(syscall.SIGKILL)); err != nil {
 		return err
 	}
 	deadline := time.NewTimer(signalLimit)

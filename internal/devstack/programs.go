@@ -162,8 +162,8 @@ func (p programs) executables() []string {
 		if path == "" {
 			continue
 		}
-		if real, err := filepath.EvalSymlinks(path); err == nil {
-			path = real
+		if resolved, err := filepath.EvalSymlinks(path); err == nil {
+			path = resolved
 		}
 		paths = append(paths, path)
 	}

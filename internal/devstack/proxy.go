@@ -111,7 +111,7 @@ func (p *Proxy) Close() {
 	p.cancel()
 	p.change(cut)
 	p.wg.Wait()
-	p.ports.close() // of a listener of our own: it can only be closed already
+	_ = p.ports.close() // of a listener of our own: it can only be closed already
 }
 
 // change sets the mode and makes it hold.
@@ -192,14 +192,18 @@ func (p *Proxy) accept(l net.Listener) {
 			}
 			continue
 		}
-		c := &proxyConn{client: client}
-		c.life, c.cancel = context.WithCancel(p.life)
+		c := p.newConn(client)
 		if !p.add(c, l) {
 			c.close()
 			continue
 		}
 		p.wg.Go(func() { p.serve(c) })
 	}
+}
+
+func (p *Proxy) newConn(client net.Conn) *proxyConn {
+	life, cancel := context.WithCancel(p.life)
+	return &proxyConn{client: client, life: life, cancel: cancel}
 }
 
 // add takes a connection up unless its listener was closed meanwhile or there
@@ -377,7 +381,7 @@ func (c *proxyConn) sleep(d time.Duration) bool {
 // reset closes a connection so that the other end sees that it broke.
 func reset(c net.Conn) {
 	if t, ok := c.(*net.TCPConn); ok {
-		t.SetLinger(0)
+		_ = t.SetLinger(0) // fails on a connection that is closed already
 	}
 	c.Close()
 }

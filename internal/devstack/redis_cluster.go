@@ -111,7 +111,7 @@ func (r *Redis) await(ctx context.Context, holds func(views []view) error) error
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("devstack: the Redis Cluster is not ready: %w (last look: %v)", context.Cause(ctx), err)
+			return fmt.Errorf("devstack: the Redis Cluster is not ready: %w (last look: %w)", context.Cause(ctx), err)
 		case <-time.After(clusterPause):
 		}
 	}

@@ -190,6 +190,6 @@ func (p *prefixer) Write(b []byte) (int, error) {
 	}
 	p.sink.mu.Lock()
 	defer p.sink.mu.Unlock()
-	p.sink.w.Write(out)
+	_, _ = p.sink.w.Write(out)
 	return len(b), nil
 }
