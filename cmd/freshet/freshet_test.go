@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"io/fs"
@@ -30,6 +31,10 @@ import (
 var program string // TestMain has no other way to hand it to the tests
 
 func TestMain(m *testing.M) {
+	flag.Parse()
+	if testing.Short() { // which leaves out what runs the program
+		os.Exit(m.Run())
+	}
 	folder, err := os.MkdirTemp("", "freshet-test-")
 	if err == nil {
 		err = os.Chmod(folder, 0o755) // the servers of the stack run as another user when this one is root
@@ -89,6 +94,9 @@ func (w lockedWriter) Write(p []byte) (int, error) {
 // begin starts the program; it is killed at the end of the test if it still runs.
 func begin(t *testing.T, args ...string) *freshet {
 	t.Helper()
+	if testing.Short() {
+		t.Skip("runs the program, mostly with servers")
+	}
 	temp, err := os.MkdirTemp("", "ft") //nolint:usetesting // short, and open to other users, unlike t.TempDir
 	if err != nil {
 		t.Fatal(err)
