@@ -18,7 +18,7 @@ BUILDVCS := $(shell git rev-parse --verify HEAD >/dev/null 2>&1 && echo auto || 
 RACE = $(shell test "$$($(GO) env CGO_ENABLED)" = 1 && echo -race)
 
 .DEFAULT_GOAL := help
-.PHONY: help up test check race lint fmt bench fuzz cover build servers clean
+.PHONY: help up test check race lint fmt bench benchstat fuzz cover build servers clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -52,7 +52,11 @@ fmt: ## format the Go code of all modules
 		(cd "$$module" && $(TOOL) golangci-lint fmt --config $(CURDIR)/.golangci.yml ./...) || exit 1; \
 	done
 
-bench: servers ## run all benchmarks COUNT times and summarise them; choose some by ARGS='-bench L1'
+bench: servers ## measure the promised numbers, as ratios, beside their targets; some by ARGS='-only l1', all flags by ARGS=-h
+	@cd bench && $(GO) build -buildvcs=$(BUILDVCS) -o ../bin/bench .
+	@exec ./bin/bench $(ARGS)
+
+benchstat: servers ## run all Go benchmarks COUNT times and summarise them; choose some by ARGS='-bench L1'
 	@for module in $(MODULES); do \
 		(cd "$$module" && $(GO) test -run '^$$' -bench . -benchmem -count $(COUNT) -timeout 60m $(ARGS) ./...) || exit 1; \
 	done > bench.out || { cat bench.out; exit 1; }
