@@ -70,7 +70,7 @@ func Open(ctx context.Context, c Config) (*Node, error) {
 	}
 	n := &Node{config: c, id: c.id(), boot: newBoot(), budget: c.budget(), caches: map[cacheName]cache{}}
 	n.log = c.logger().With("node", n.id)
-	if err := n.open(); err != nil {
+	if err := n.open(); err != nil { //nolint:contextcheck // what it starts lives as long as the node
 		return nil, errors.Join(fmt.Errorf("node: open: %w", err), n.Close())
 	}
 	return n, nil

@@ -61,7 +61,7 @@ func (n *Node) Write(ctx context.Context, f func(tx *Tx) error) (Token, error) {
 	if err != nil {
 		return fail(err)
 	}
-	defer tx.Rollback() //nolint:errcheck // nothing to roll back after a commit
+	defer tx.Rollback() // nothing to roll back after a commit
 	if err := f(&Tx{Tx: tx, ctx: ctx}); err != nil {
 		return fail(err)
 	}
@@ -139,7 +139,7 @@ select freshet.current_timeline(), pg_current_xact_id_if_assigned()::text::bigin
 	if err != nil {
 		return w, fmt.Errorf("read back what changed: %w", err)
 	}
-	defer rows.Close() //nolint:errcheck // rows.Err below says it
+	defer rows.Close()
 	for rows.Next() {
 		var timeline int64
 		var xid sql.NullInt64

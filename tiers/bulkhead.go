@@ -8,7 +8,7 @@ import (
 	"sync/atomic"
 )
 
-// ErrOverloaded: a bound on concurrent work was reached; nothing was tried.
+// ErrOverloaded says that a bound on concurrent work was reached; nothing was tried.
 var ErrOverloaded = errors.New("overloaded")
 
 // Bulkhead bounds how many loads run at once and how many may wait for their turn, so that Postgres

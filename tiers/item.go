@@ -99,7 +99,7 @@ func (c *Cache[V]) decode(id, key string, b []byte, from Tier) (*item[V], error)
 		}
 	}
 	// Wall clocks serve expiry only: a loader's clock that is ahead must not give more than its TTL.
-	left := min(h.LoadedAt.Add(h.Hard).Sub(time.Now()), h.Hard)
+	left := min(time.Until(h.LoadedAt.Add(h.Hard)), h.Hard)
 	it.expires = c.Tracker.Now().Add(left)
 	c.place(id, it)
 	return it, nil

@@ -102,7 +102,7 @@ type Peers interface {
 	Fetch(ctx context.Context, namespace, view, id string) ([]byte, error)
 }
 
-// ErrNoOwner: no other replica owns the entity.
+// ErrNoOwner says that no other replica owns the entity.
 var ErrNoOwner = errors.New("tiers: no other replica is the owner")
 
 // Shared is what the caches of one node have in common.
@@ -149,7 +149,7 @@ type Cache[V any] struct {
 	counts      counts
 	order       atomic.Uint64 // of reads and loads, see reading
 
-	life context.Context // ends at Close
+	life context.Context //nolint:containedctx // the cache's lifetime: ends at Close
 	end  context.CancelCauseFunc
 	work sync.WaitGroup // flights
 }
@@ -419,57 +419,6 @@ func (it *item[V]) result(tier Tier, fresh bool, age time.Duration, now coherenc
 	}
 }
 
-// LookupMany reads several ids; the results stand in the order of the ids. All that cannot be answered
-// from L1 travels together. An error is that of the first id that failed; its result and those of
-// others that failed are zero, with Tier 0.
-func (c *Cache[V]) LookupMany(ctx context.Context, ids []string, want Want) ([]Result[V], error) {
-	results := make([]Result[V], len(ids))
-	poll := c.Tracker.Latest()
-	seen := want.Token.IsZero() || (poll != nil && want.Token.SeenBy(poll.Snapshot))
-	var missing []int
-	for i, id := range ids {
-		if seen {
-			if it, poll, now := c.hit(id, want.Budget); it != nil {
-				results[i] = it.result(TierL1, true, now.Sub(max(poll.Sent, it.loaded)), now, poll)
-				continue
-			}
-		}
-		missing = append(missing, i)
-	}
-	if len(missing) == 0 {
-		return results, nil
-	}
-	r := c.begin(want)
-	_ = c.prove(ctx, ids[missing[0]], &r) // if it cannot be, each read below finds out by itself
-	// Fetch what is not here in as few flights as possible.
-	flights := make(map[int]*flight[V], len(missing))
-	var cold []string
-	var at []int
-	for _, i := range missing {
-		if it, _ := c.l1.get(ids[i]); (it == nil || !c.revalidate(it)) && c.checkID(ids[i]) == nil {
-			cold, at = append(cold, ids[i]), append(at, i)
-		}
-	}
-	for n, f := range c.flyAll(cold) {
-		flights[at[n]] = f
-	}
-	var failed error
-	for _, i := range missing {
-		if f := flights[i]; f != nil && f.wait(ctx) == nil {
-			if answer, ok := c.label(f.item, f.item.tier, &r); ok {
-				c.counts.slow.Add(1)
-				results[i], _ = c.count(answer, nil)
-				continue
-			}
-		}
-		var err error
-		if results[i], err = c.lookup(ctx, ids[i], &r); err != nil && failed == nil {
-			failed = err
-		}
-	}
-	return results, failed
-}
-
 // Entry returns the id's entry in L2's format, for a peer that asks its owner.
 func (c *Cache[V]) Entry(ctx context.Context, id string, want Want) ([]byte, error) {
 	r, err := c.Lookup(ctx, id, want)
@@ -527,73 +476,6 @@ func (c *Cache[V]) scopesOf(id string, tags []coherence.ScopeHash) []coherence.S
 	scopes[namespaceScope] = coherence.Namespace(c.config.Namespace).Hash()
 	scopes[everythingScope] = coherence.Everything().Hash()
 	return append(scopes, tags...)
-}
-
-// counts are what a cache counts besides its L1.
-type counts struct {
-	slow      atomic.Uint64 // reads that were no plain hit in L1
-	fresh     atomic.Uint64 // of those
-	stale     atomic.Uint64
-	errors    atomic.Uint64
-	byTier    [TierSource + 1]atomic.Uint64 // of those, answers by tier
-	absent    atomic.Uint64                 // of those
-	loads     atomic.Uint64                 // ids asked of the source
-	loadErrs  atomic.Uint64
-	loadNanos atomic.Uint64 // of all loads together
-	coalesced atomic.Uint64 // reads that joined a flight
-	cutThru   atomic.Uint64 // loads that did not wait longer for a lease
-	rejected  atomic.Uint64 // entries from L2 or a peer that were out of date
-	unusable  atomic.Uint64 // entries that could not be read
-	fillErrs  atomic.Uint64 // loaded entries that did not get into L2
-}
-
-func (c *Cache[V]) count(r Result[V], err error) (Result[V], error) {
-	switch {
-	case err != nil:
-		c.counts.errors.Add(1)
-		return r, err
-	case r.Fresh:
-		c.counts.fresh.Add(1)
-	default:
-		c.counts.stale.Add(1)
-	}
-	c.counts.byTier[r.Tier].Add(1)
-	if r.Absent {
-		c.counts.absent.Add(1)
-	}
-	return r, nil
-}
-
-// Stats are counts since the cache was made.
-type Stats struct {
-	L1 L1Stats
-	// Reads and their outcomes: Reads = Fresh + Stale + Errors.
-	Reads, Fresh, Stale, Errors uint64
-	// Answers by tier; they sum up to Reads - Errors. Negative are the answers "absent" among them.
-	L1Hits, L2Hits, OwnerHits, SourceHits, Negative uint64
-	// Loads are ids asked of the source; LoadTime all of it together.
-	Loads, LoadErrors uint64
-	LoadTime          time.Duration
-	// Coalesced reads joined a flight of another; CutThrough loads went on without a lease; Rejected
-	// entries from L2 or a peer were out of date, Unusable ones could not be read; FillErrors counts
-	// loaded entries that did not get into L2.
-	Coalesced, CutThrough, Rejected, Unusable, FillErrors uint64
-}
-
-// Stats are the counts by now.
-func (c *Cache[V]) Stats() Stats {
-	n := &c.counts
-	l1 := c.l1.stats()
-	s := Stats{
-		L1: l1, Fresh: l1.Hits + n.fresh.Load(), Stale: n.stale.Load(), Errors: n.errors.Load(),
-		L1Hits: l1.Hits + n.byTier[TierL1].Load(), L2Hits: n.byTier[TierL2].Load(),
-		OwnerHits: n.byTier[TierOwner].Load(), SourceHits: n.byTier[TierSource].Load(),
-		Negative: l1.Absences + n.absent.Load(), Loads: n.loads.Load(), LoadErrors: n.loadErrs.Load(),
-		LoadTime: time.Duration(n.loadNanos.Load()), Coalesced: n.coalesced.Load(), CutThrough: n.cutThru.Load(),
-		Rejected: n.rejected.Load(), Unusable: n.unusable.Load(), FillErrors: n.fillErrs.Load(),
-	}
-	s.Reads = s.Fresh + s.Stale + s.Errors
-	return s
 }
 
 // L2Key is the key of an id, for those who delete or explain it.

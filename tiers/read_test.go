@@ -32,6 +32,7 @@ type desk struct {
 }
 
 func newDesk(t testing.TB, log *logtest.Memory) *desk {
+	t.Helper()
 	d := &desk{log: log, values: map[string]int{"a": 1, "b": 2}}
 	quiet := slog.New(slog.DiscardHandler)
 	d.tracker = coherence.NewTracker(coherence.TrackerConfig{Log: log, Boot: 1, Logger: quiet})
@@ -97,12 +98,13 @@ func (d *desk) read(id string, want Want) Result[int] {
 }
 
 // onDesk runs a test in a bubble of virtual time.
-func onDesk(t *testing.T, test func(t *testing.T, d *desk)) {
+func onDesk(t *testing.T, test func(d *desk)) {
+	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		d := newDesk(t, logtest.NewMemory())
 		d.t = t
 		defer d.close()
-		test(t, d)
+		test(d)
 	})
 }
 
@@ -113,7 +115,8 @@ var second = Want{Budget: time.Second}
 func TestI1LabelsOnVirtualTime(t *testing.T) {
 	for _, budget := range []time.Duration{0, 50 * time.Millisecond, time.Second} {
 		t.Run(budget.String(), func(t *testing.T) {
-			onDesk(t, func(t *testing.T, d *desk) {
+			onDesk(t, func(d *desk) {
+				t := d.t
 				committed := map[int]time.Time{1: time.Now()} // value -> when it was committed
 				current := 1
 				for step := range 400 {
@@ -156,7 +159,7 @@ func TestI1LabelsOnVirtualTime(t *testing.T) {
 							t.Fatalf("step %d: %+v, %v without a fault", step, r, err)
 						}
 					}
-					time.Sleep(13 * time.Millisecond)
+					time.Sleep(13 * time.Millisecond) //nolint:forbidigo // virtual time
 				}
 			})
 		})
@@ -165,14 +168,15 @@ func TestI1LabelsOnVirtualTime(t *testing.T) {
 
 // A slow loader cannot poison L1: its snapshot does not see the later change.
 func TestSlowLoaderKeepsNothingOld(t *testing.T) {
-	onDesk(t, func(t *testing.T, d *desk) {
+	onDesk(t, func(d *desk) {
+		t := d.t
 		reading, goOn := make(chan struct{}), make(chan struct{})
 		d.pause = sync.OnceFunc(func() { close(reading); <-goOn })
 		first := make(chan Result[int])
 		go func() { first <- d.read("a", second) }()
 		<-reading
 		d.write("a", 10)
-		time.Sleep(time.Second) // a poll has brought the change
+		time.Sleep(time.Second) //nolint:forbidigo // virtual time
 		close(goOn)
 		<-first // began before the commit: either value is right
 		if r := d.read("a", second); r.Value != 10 {
@@ -183,7 +187,8 @@ func TestSlowLoaderKeepsNothingOld(t *testing.T) {
 
 // I2: a read that joins a flight which began before the reader's own write does not get its answer.
 func TestI2JoinedFlight(t *testing.T) {
-	onDesk(t, func(t *testing.T, d *desk) {
+	onDesk(t, func(d *desk) {
+		t := d.t
 		reading, goOn := make(chan struct{}), make(chan struct{})
 		d.pause = sync.OnceFunc(func() { close(reading); <-goOn })
 		first := make(chan Result[int])
@@ -203,7 +208,8 @@ func TestI2JoinedFlight(t *testing.T) {
 
 // I3: a node that has served a value newer than its last poll does not serve an older one after it.
 func TestI3NoteOfANewerValue(t *testing.T) {
-	onDesk(t, func(t *testing.T, d *desk) {
+	onDesk(t, func(d *desk) {
+		t := d.t
 		old := d.log.Snapshot()
 		d.write("a", 10) // no poll has seen it
 		if r := d.read("a", second); r.Value != 10 {
@@ -218,7 +224,8 @@ func TestI3NoteOfANewerValue(t *testing.T) {
 
 // A loader that never returns fails its own readers, within the time-out, and nobody else.
 func TestLoaderHangs(t *testing.T) {
-	onDesk(t, func(t *testing.T, d *desk) {
+	onDesk(t, func(d *desk) {
+		t := d.t
 		d.read("b", second)
 		forever := make(chan struct{})
 		defer close(forever)
@@ -236,7 +243,8 @@ func TestLoaderHangs(t *testing.T) {
 
 // A loader's panic is an error of its readers, and the next read loads again.
 func TestLoaderPanics(t *testing.T) {
-	onDesk(t, func(t *testing.T, d *desk) {
+	onDesk(t, func(d *desk) {
+		t := d.t
 		d.pause = func() { panic("out of cheese") }
 		if _, err := d.cache.Lookup(t.Context(), "a", second); err == nil {
 			t.Error("no error")
@@ -250,7 +258,8 @@ func TestLoaderPanics(t *testing.T) {
 
 // The first reader's context is its own: others in the flight get the value.
 func TestLoaderSurvivesItsFirstReader(t *testing.T) {
-	onDesk(t, func(t *testing.T, d *desk) {
+	onDesk(t, func(d *desk) {
+		t := d.t
 		goOn := make(chan struct{})
 		d.pause = func() { <-goOn }
 		ctx, leave := context.WithCancelCause(t.Context())
@@ -274,7 +283,8 @@ func TestLoaderSurvivesItsFirstReader(t *testing.T) {
 
 // I6: reads beyond the bulkhead and its queue are refused, those within are answered.
 func TestI6BoundedLoads(t *testing.T) {
-	onDesk(t, func(t *testing.T, d *desk) {
+	onDesk(t, func(d *desk) {
+		t := d.t
 		var running, peak atomic.Int64
 		goOn := make(chan struct{})
 		d.pause = func() {
@@ -308,12 +318,13 @@ func TestI6BoundedLoads(t *testing.T) {
 
 // An entry expires with its TTL, also when nothing changes.
 func TestExpiry(t *testing.T) {
-	onDesk(t, func(t *testing.T, d *desk) {
+	onDesk(t, func(d *desk) {
+		t := d.t
 		d.read("a", second)
 		if _, err := d.cache.Lookup(t.Context(), "none", second); err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(40 * time.Second) // beyond 30 s and a tenth, the negative TTL
+		time.Sleep(40 * time.Second) //nolint:forbidigo // virtual time
 		before := d.loads
 		if r := d.read("a", second); r.Tier != TierL1 {
 			t.Errorf("an hour's TTL ended after 40 s: %+v", r)
@@ -321,7 +332,7 @@ func TestExpiry(t *testing.T) {
 		if r := d.read("none", second); r.Tier != TierSource || !r.Absent {
 			t.Errorf("a negative entry outlived its TTL: %+v", r)
 		}
-		time.Sleep(70 * time.Minute)
+		time.Sleep(70 * time.Minute) //nolint:forbidigo // virtual time
 		if r := d.read("a", second); r.Tier != TierSource || d.loads != before+2 {
 			t.Errorf("an entry outlived its TTL: %+v", r)
 		}

@@ -100,7 +100,7 @@ const headColumns = 3
 
 // Load implements [Source].
 func (s *SQLSource[V]) Load(ctx context.Context, ids []string) (Batch[V], error) {
-	stmt, err := s.prepare(ctx)
+	stmt, err := s.prepare(ctx) //nolint:sqlclosecheck // kept for the next load; Close closes it
 	if err != nil {
 		return Batch[V]{}, err
 	}
@@ -108,7 +108,7 @@ func (s *SQLSource[V]) Load(ctx context.Context, ids []string) (Batch[V], error)
 	if err != nil {
 		return Batch[V]{}, fmt.Errorf("tiers: source query: %w", err)
 	}
-	defer rows.Close() //nolint:errcheck // rows.Err below says it
+	defer rows.Close()
 	columns, err := rows.Columns()
 	if err != nil {
 		return Batch[V]{}, fmt.Errorf("tiers: source query: %w", err)
@@ -319,7 +319,7 @@ func (s *QuerySource[V]) run(ctx context.Context, text string, args []any) (*sql
 	if !ok {
 		return s.db.QueryRowxContext(ctx, st.text, args...), nil
 	}
-	stmt, err := st.prepare(ctx)
+	stmt, err := st.prepare(ctx) //nolint:sqlclosecheck // kept for the next load; Close closes it
 	if err != nil {
 		return nil, err
 	}

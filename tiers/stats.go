@@ -1,0 +1,73 @@
+package tiers
+
+import (
+	"sync/atomic"
+	"time"
+)
+
+// counts are what a cache counts besides its L1.
+type counts struct {
+	slow      atomic.Uint64 // reads that were no plain hit in L1
+	fresh     atomic.Uint64 // of those
+	stale     atomic.Uint64
+	errors    atomic.Uint64
+	byTier    [TierSource + 1]atomic.Uint64 // of those, answers by tier
+	absent    atomic.Uint64                 // of those
+	loads     atomic.Uint64                 // ids asked of the source
+	loadErrs  atomic.Uint64
+	loadNanos atomic.Uint64 // of all loads together
+	coalesced atomic.Uint64 // reads that joined a flight
+	cutThru   atomic.Uint64 // loads that did not wait longer for a lease
+	rejected  atomic.Uint64 // entries from L2 or a peer that were out of date
+	unusable  atomic.Uint64 // entries that could not be read
+	fillErrs  atomic.Uint64 // loaded entries that did not get into L2
+}
+
+func (c *Cache[V]) count(r Result[V], err error) (Result[V], error) {
+	switch {
+	case err != nil:
+		c.counts.errors.Add(1)
+		return r, err
+	case r.Fresh:
+		c.counts.fresh.Add(1)
+	default:
+		c.counts.stale.Add(1)
+	}
+	c.counts.byTier[r.Tier].Add(1)
+	if r.Absent {
+		c.counts.absent.Add(1)
+	}
+	return r, nil
+}
+
+// Stats are counts since the cache was made.
+type Stats struct {
+	L1 L1Stats
+	// Reads and their outcomes: Reads = Fresh + Stale + Errors.
+	Reads, Fresh, Stale, Errors uint64
+	// Answers by tier; they sum up to Reads - Errors. Negative are the answers "absent" among them.
+	L1Hits, L2Hits, OwnerHits, SourceHits, Negative uint64
+	// Loads are ids asked of the source; LoadTime all of it together.
+	Loads, LoadErrors uint64
+	LoadTime          time.Duration
+	// Coalesced reads joined a flight of another; CutThrough loads went on without a lease; Rejected
+	// entries from L2 or a peer were out of date, Unusable ones could not be read; FillErrors counts
+	// loaded entries that did not get into L2.
+	Coalesced, CutThrough, Rejected, Unusable, FillErrors uint64
+}
+
+// Stats are the counts by now.
+func (c *Cache[V]) Stats() Stats {
+	n := &c.counts
+	l1 := c.l1.stats()
+	s := Stats{
+		L1: l1, Fresh: l1.Hits + n.fresh.Load(), Stale: n.stale.Load(), Errors: n.errors.Load(),
+		L1Hits: l1.Hits + n.byTier[TierL1].Load(), L2Hits: n.byTier[TierL2].Load(),
+		OwnerHits: n.byTier[TierOwner].Load(), SourceHits: n.byTier[TierSource].Load(),
+		Negative: l1.Absences + n.absent.Load(), Loads: n.loads.Load(), LoadErrors: n.loadErrs.Load(),
+		LoadTime: time.Duration(n.loadNanos.Load()), Coalesced: n.coalesced.Load(), CutThrough: n.cutThru.Load(),
+		Rejected: n.rejected.Load(), Unusable: n.unusable.Load(), FillErrors: n.fillErrs.Load(),
+	}
+	s.Reads = s.Fresh + s.Stale + s.Errors
+	return s
+}
