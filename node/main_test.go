@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -125,24 +126,57 @@ func (s *site) open(change func(*node.Config, *node.CacheConfig[Thing])) *replic
 
 func (s *site) openReady(n int) []*replica {
 	s.t.Helper()
+	return s.openAll(n, nil)
+}
+
+// openAll starts nodes and waits until they are ready, connected, and see each other.
+func (s *site) openAll(n int, change func(*node.Config, *node.CacheConfig[Thing])) []*replica {
+	s.t.Helper()
 	replicas := make([]*replica, n)
 	for i := range replicas {
-		replicas[i] = s.open(nil)
+		replicas[i] = s.open(change)
 	}
 	for _, r := range replicas {
 		s.ready(r)
-		s.until("L2 is connected", func() bool {
-			for _, shard := range r.Stats().Shards {
-				if shard.State != "closed" {
-					return false
-				}
-			}
-			return true
-		})
+		s.until("L2 is connected", func() bool { return !slices.Contains(r.shardStates(), "open") })
 		s.until("members see each other", func() bool { return len(r.Stats().Members) == n })
 	}
 	return replicas
 }
+
+// shardStates are the breakers' states in the order of the slots.
+func (r *replica) shardStates() []string {
+	var states []string
+	for _, shard := range r.Stats().Shards {
+		states = append(states, shard.State)
+	}
+	return states
+}
+
+// of are the counts of the replica's cache of things.
+func (r *replica) of() node.NamespaceStats {
+	for _, s := range r.Stats().Namespaces {
+		if s.Namespace == "thing" && s.View == "detail" {
+			return s
+		}
+	}
+	return node.NamespaceStats{}
+}
+
+// sum adds a count over replicas.
+func sum(replicas []*replica, count func(node.NamespaceStats) uint64) (n uint64) {
+	for _, r := range replicas {
+		n += count(r.of())
+	}
+	return n
+}
+
+func loads(s node.NamespaceStats) uint64     { return s.Loads }
+func l2Hits(s node.NamespaceStats) uint64    { return s.L2Hits }
+func ownerHits(s node.NamespaceStats) uint64 { return s.OwnerHits }
+
+// thing names the n-th thing; there are 200.
+func thing(n int) string { return fmt.Sprintf("thing-%d", n) }
 
 func (s *site) ready(r *replica) {
 	s.t.Helper()
@@ -176,4 +210,19 @@ func (s *site) get(r *replica, id string, options ...node.ReadOption) node.Entry
 		s.t.Fatalf("lookup %s: %v", id, err)
 	}
 	return e
+}
+
+// gauge is a number that several goroutines change.
+type gauge struct{ n atomic.Int64 }
+
+func (g *gauge) add(d int64) int64 { return g.n.Add(d) }
+func (g *gauge) load() int64       { return g.n.Load() }
+
+// raise makes it at least v.
+func (g *gauge) raise(v int64) {
+	for {
+		if old := g.n.Load(); old >= v || g.n.CompareAndSwap(old, v) {
+			return
+		}
+	}
 }
