@@ -58,7 +58,7 @@ func (e signalError) Error() string { return "ended by a signal: " + e.number.St
 
 // options are the flags.
 type options struct {
-	only   []string // beginnings of names; one that is empty means all
+	only   []string      // beginnings of names; one that is empty means all
 	length time.Duration // of each comparison
 	strict bool
 	json   string // path; empty = none
