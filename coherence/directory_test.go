@@ -75,6 +75,10 @@ func (w *world) run(steps int) {
 			w.write()
 		case n < 11:
 			w.hint()
+			for !w.exact && w.random.IntN(4) > 0 {
+				w.write()
+				w.hint()
+			}
 		case n < 13:
 			w.snapshots = append(w.snapshots, w.log.Snapshot())
 			if len(w.snapshots) > 24 {
@@ -88,7 +92,10 @@ func (w *world) run(steps int) {
 				w.land()
 			}
 		case n < 18:
-			w.serve()
+			w.snapshots = append(w.snapshots, w.log.Snapshot())
+			for range 6 {
+				w.serve()
+			}
 		default:
 			w.check()
 		}

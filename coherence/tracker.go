@@ -131,8 +131,8 @@ func (t *Tracker) Stamps() *Stamps { return &t.stamps }
 func (t *Tracker) Barrier(ctx context.Context) (*Poll, error) {
 	t.mu.Lock()
 	c := t.next
-	t.mu.Unlock()
 	ask(t.wake)
+	t.mu.Unlock()
 	select {
 	case <-c.done:
 		return c.poll, c.err
@@ -143,11 +143,19 @@ func (t *Tracker) Barrier(ctx context.Context) (*Poll, error) {
 	}
 }
 
-// ask for a poll over a channel that holds one request.
+// ask for a poll over a channel that holds one request. The caller holds mu.
 func ask(c chan<- struct{}) {
 	select {
 	case c <- struct{}{}:
 	default: // one is asked for already
+	}
+}
+
+// granted takes back a request. The caller holds mu.
+func granted(c <-chan struct{}) {
+	select {
+	case <-c:
+	default:
 	}
 }
 
@@ -190,10 +198,10 @@ func (t *Tracker) Observe(e Event) {
 	t.mu.Lock()
 	do := t.follower.Step(e)
 	t.apply(do)
-	t.mu.Unlock()
 	if do.Poll {
 		ask(t.hurry)
 	}
+	t.mu.Unlock()
 }
 
 // apply carries out all effects but polling. The caller holds mu.
@@ -269,6 +277,9 @@ func (t *Tracker) poll(ctx context.Context) bool {
 	t.mu.Lock()
 	waiting := t.next
 	t.next = newCohort()
+	// Whoever has asked by now is served by this poll.
+	granted(t.wake)
+	granted(t.hurry)
 	t.mu.Unlock()
 	for range 4 {
 		waiting.poll, waiting.err = t.pollOnce(ctx)
