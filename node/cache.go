@@ -179,7 +179,7 @@ func newTiers[V any](n *Node, name cacheName, c tiers.Config[V]) (*tiers.Cache[V
 	}
 	c.Namespace, c.View = name.namespace, name.view
 	shared := tiers.Shared{
-		Tracker: n.tracker, L2: n.l2, Bulkhead: n.bulkhead, LoadTimeout: n.config.loadTimeout(), Logger: n.log,
+		Tracker: n.tracker, L2: n.l2, Bulkhead: n.bulkhead, Own: &n.own, LoadTimeout: n.config.loadTimeout(), Logger: n.log,
 	}
 	if n.peers != nil {
 		shared.Peers = n.peers
@@ -236,7 +236,7 @@ func (c *Cache[V]) GetMany(ctx context.Context, ids []string, options ...ReadOpt
 		}
 	}
 	if err != nil {
-		return entries, fmt.Errorf("node: GetMany: %w", err)
+		return entries, wrap(c.name, err)
 	}
 	return entries, nil
 }
@@ -397,7 +397,8 @@ func wrap(name cacheName, err error) error {
 	return &Error{Op: "read", Namespace: name.namespace, View: name.view, Err: err}
 }
 
-// Error says what failed. The id is not in it: ids may be personal data, and logs are read widely.
+// Error says what failed. Its text holds the beginning of the id that was read: log it with care where
+// ids are personal data.
 type Error struct {
 	Op        string // "read" or "write"
 	Namespace string // empty for a write

@@ -7,11 +7,13 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/url"
 	"os"
 	"regexp"
 	"strings"
 	"time"
 
+	"github.com/lib/pq"
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/freshet-cache/freshet/cluster"
@@ -107,6 +109,18 @@ func (c Config) Validate() error {
 	}
 	if strings.TrimSpace(c.Postgres.DSN) == "" {
 		wrong("Postgres.DSN", "is empty; want the URL of the primary")
+	} else if _, err := pq.NewConfig(c.Postgres.DSN); err != nil {
+		wrong("Postgres.DSN", "%v; want a URL or key=value text as of lib/pq", withoutURL(err))
+	}
+	for _, text := range c.NATS.URLs {
+		if !strings.Contains(text, "://") {
+			text = "nats://" + text
+		}
+		if u, err := url.Parse(text); err != nil {
+			wrong("NATS.URLs", "%v; want nats://host:port", withoutURL(err))
+		} else if u.Host == "" {
+			wrong("NATS.URLs", "one without a host; want nats://host:port")
+		}
 	}
 	for _, d := range []struct {
 		field    string
@@ -145,6 +159,14 @@ func (c Config) Validate() error {
 		}
 	}
 	return errors.Join(problems...)
+}
+
+// withoutURL is the error without the URL that it is about, which may have a password in it.
+func withoutURL(err error) error {
+	if bad := (*url.Error)(nil); errors.As(err, &bad) {
+		return bad.Err
+	}
+	return err
 }
 
 func (c Config) id() string {

@@ -18,19 +18,31 @@ func describe(name, help string, labels ...string) *prometheus.Desc {
 	return prometheus.NewDesc("freshet_"+name, help, labels, nil)
 }
 
-// Describe implements [prometheus.Collector].
-func (c collector) Describe(descs chan<- *prometheus.Desc) { prometheus.DescribeByCollect(c, descs) }
+// Describe implements [prometheus.Collector]. What it says never changes: a registry knows a collector by
+// that, and would not find one again that has got a namespace since.
+func (c collector) Describe(descs chan<- *prometheus.Desc) {
+	prometheus.DescribeByCollect(sample{c}, descs)
+}
+
+// sample collects one of each metric.
+type sample struct{ collector }
 
 // Collect implements [prometheus.Collector].
-func (c collector) Collect(out chan<- prometheus.Metric) {
+func (sample) Collect(out chan<- prometheus.Metric) {
+	collect(Stats{Namespaces: make([]NamespaceStats, 1), Shards: make([]ShardStats, 1)}, out)
+}
+
+// Collect implements [prometheus.Collector].
+func (c collector) Collect(out chan<- prometheus.Metric) { collect(c.node.Stats(), out) }
+
+// collect turns statistics into metrics.
+func collect(s Stats, out chan<- prometheus.Metric) {
 	counter := func(d *prometheus.Desc, v uint64, labels ...string) {
 		out <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), labels...)
 	}
 	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
 		out <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
 	}
-	s := c.node.Stats()
-
 	reads := describe("reads_total", "Reads by label of the answer.", "namespace", "view", "label")
 	answers := describe("answers_total", "Answers by the tier they came from.", "namespace", "view", "tier")
 	negative := describe("negative_answers_total", "Answers that said: not found.", "namespace", "view")

@@ -8,6 +8,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -32,6 +34,7 @@ type Node struct {
 	db       *sqlx.DB // for writes and the application
 	tracker  *coherence.Tracker
 	bulkhead *tiers.Bulkhead
+	own      tiers.OwnWrites
 	l2       *tiers.L2 // nil = none
 	conn     *nats.Conn
 	bus      *coherence.Bus      // nil = none
@@ -45,6 +48,10 @@ type Node struct {
 	caches map[cacheName]cache // every cache made on this node
 	closed bool
 
+	registered bool // the collector is in the Registry; set by open
+	closing    sync.Once
+	closeError error // of Close
+
 	counts nodeCounts
 }
 
@@ -56,7 +63,7 @@ type cache interface {
 	Entry(ctx context.Context, id string, want tiers.Want) ([]byte, error)
 	L2Key(id string) (string, error)
 	Stats() tiers.Stats
-	Close()
+	Close() error
 }
 
 // Open starts a node. It fails for a bad configuration only, with all its problems: Postgres, Redis
@@ -117,6 +124,7 @@ func (n *Node) open() error {
 		if err := c.Registry.Register(n.Collector()); err != nil {
 			return fmt.Errorf("register metrics: %w", err)
 		}
+		n.registered = true
 	}
 	return nil
 }
@@ -161,7 +169,7 @@ func (n *Node) connect() (*nats.Conn, error) {
 		nats.Name("freshet " + n.config.App + " " + n.id),
 		nats.RetryOnFailedConnect(true), nats.MaxReconnects(-1), nats.ReconnectBufSize(-1),
 		nats.ReconnectWait(250 * time.Millisecond), nats.ReconnectJitter(100*time.Millisecond, 100*time.Millisecond),
-		nats.Timeout(2 * time.Second), nats.PingInterval(2 * time.Second), nats.MaxPingsOutstanding(2),
+		nats.Timeout(2 * time.Second), nats.FlusherTimeout(time.Second), nats.PingInterval(2 * time.Second), nats.MaxPingsOutstanding(2),
 		nats.ReconnectHandler(func(*nats.Conn) { missed() }),
 		nats.ConnectHandler(func(*nats.Conn) { missed() }),
 		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
@@ -198,27 +206,34 @@ func (n *Node) hear(h coherence.Hint) {
 }
 
 // Close ends the node: reads fail with [ErrClosed], loads under way end, hints are sent, and every
-// goroutine and connection is gone when it returns. Closing again does nothing.
+// goroutine and connection is gone when it returns. It waits for loads no longer than
+// twice PostgresConfig.LoadTimeout and 2 s: a source that goes on regardless of its context is an error.
+// Closing again does nothing but wait for the first call and return its error.
 func (n *Node) Close() error {
+	n.closing.Do(func() { n.closeError = n.close() })
+	return n.closeError
+}
+
+func (n *Node) close() error {
 	n.mu.Lock()
-	if n.closed {
-		n.mu.Unlock()
-		return nil
-	}
 	n.closed = true
 	caches := n.caches
 	n.mu.Unlock()
 
-	if n.config.Registry != nil {
+	if n.registered {
 		n.config.Registry.Unregister(n.Collector())
 	}
 	var problems []error
 	if n.peers != nil {
 		n.peers.close()
 	}
-	for _, c := range caches {
-		c.Close()
+	ended := make([]error, len(caches))
+	var loads sync.WaitGroup
+	for i, c := range slices.Collect(maps.Values(caches)) {
+		loads.Go(func() { ended[i] = c.Close() })
 	}
+	loads.Wait()
+	problems = append(problems, ended...)
 	if n.stop != nil {
 		n.stop()
 		n.work.Wait()

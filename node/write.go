@@ -177,6 +177,7 @@ func (n *Node) changed(ctx context.Context, w written) {
 		n.tracker.Observe(coherence.Wrote{})
 	}
 	n.tracker.Observe(event)
+	n.own.Wrote(n.tracker.Now(), event.Scopes, w.many)
 	if n.bus != nil {
 		if err := n.bus.Publish(event.Timeline, event.XID, event.Scopes); err != nil {
 			n.counts.hintErrors.Add(1) // the others find it by polling

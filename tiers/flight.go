@@ -8,7 +8,10 @@ import (
 	"runtime/debug"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
+
+	"github.com/lib/pq"
 
 	"github.com/freshet-cache/freshet/cluster"
 	"github.com/freshet-cache/freshet/coherence"
@@ -49,27 +52,20 @@ const maxFlights = 10_000
 const maxBatch = 100
 
 // fly joins the flight of an id or starts one.
-func (c *Cache[V]) fly(id string) (*flight[V], error) {
-	f, leading, err := c.board(id)
-	if err != nil {
-		return nil, err
-	}
+func (c *Cache[V]) fly(id string, r *reading) *flight[V] {
+	f, leading := c.board(id, r)
 	if leading {
 		c.depart([]*flight[V]{f})
 	}
-	return f, nil
+	return f
 }
 
-// flyAll joins or starts the flights of all ids, the new ones together in batches. Where it fails the
-// flight is nil.
-func (c *Cache[V]) flyAll(ids []string) []*flight[V] {
-	all := make([]*flight[V], len(ids))
+// flyAll joins or starts the flights of the ids at the given places, the new ones together in batches.
+func (c *Cache[V]) flyAll(ids []string, places []int, r *reading) []*flight[V] {
+	all := make([]*flight[V], len(places))
 	var lead []*flight[V]
-	for i, id := range ids {
-		f, leading, err := c.board(id)
-		if err != nil {
-			continue
-		}
+	for i, place := range places {
+		f, leading := c.board(ids[place], r)
 		all[i] = f
 		if leading {
 			lead = append(lead, f)
@@ -81,28 +77,42 @@ func (c *Cache[V]) flyAll(ids []string) []*flight[V] {
 	return all
 }
 
-// board returns the flight of an id, and whether the caller has just made it and must depart.
-func (c *Cache[V]) board(id string) (f *flight[V], leading bool, err error) {
+// board returns the flight of an id, and whether the caller has just made it and must depart. Where
+// there cannot be one, it has landed with the reason.
+func (c *Cache[V]) board(id string, r *reading) (f *flight[V], leading bool) {
+	f = &flight[V]{id: id, done: make(chan struct{})}
+	landed := func(it *item[V], err error) (*flight[V], bool) {
+		f.item, f.err = it, err
+		close(f.done)
+		return f, false
+	}
+	key, err := c.config.Key(id)
+	if err != nil {
+		return landed(nil, err)
+	}
+	f.key = key
 	c.flights.mu.Lock()
 	defer c.flights.mu.Unlock()
 	if f, ok := c.flights.byID[id]; ok {
 		c.counts.coalesced.Add(1)
-		return f, false, nil
+		return f, false
 	}
 	if c.life.Err() != nil {
-		return nil, false, ErrClosed
+		return landed(nil, ErrClosed)
+	}
+	// The flight before may have landed since the reader looked at L1: flights fill L1 before they land.
+	if it, _ := c.l1.get(id); it != nil {
+		if _, ok := c.label(it, TierL1, r); ok {
+			c.counts.coalesced.Add(1)
+			return landed(it, nil)
+		}
 	}
 	if len(c.flights.byID) >= maxFlights {
-		return nil, false, fmt.Errorf("%d flights are under way: %w", maxFlights, ErrOverloaded)
+		return landed(nil, fmt.Errorf("%d flights are under way: %w", maxFlights, ErrOverloaded))
 	}
-	key, err := c.config.Key(id)
-	if err != nil {
-		return nil, false, err
-	}
-	f = &flight[V]{id: id, key: key, done: make(chan struct{})}
 	c.flights.byID[id] = f
 	c.work.Add(1) // for the goroutine of depart; under the lock, so that Close cannot miss it
-	return f, true, nil
+	return f, true
 }
 
 // depart runs the flights in a goroutine of their own, so that no reader's context or panic ends them
@@ -116,10 +126,15 @@ func (c *Cache[V]) depart(batch []*flight[V]) {
 	})
 	go func() {
 		defer func() {
-			if stop() {
-				for _, f := range batch { // none is left unless something panicked
-					c.land(f, nil, errors.New("the flight broke off"))
-				}
+			// What the application gave us to call (Tags, the encoding of its type) may panic, like a source.
+			broken := errors.New("the flight broke off")
+			if p := recover(); p != nil {
+				c.Logger.Error("tiers: a load panicked", "namespace", c.config.Namespace, "panic", p, "stack", string(debug.Stack()))
+				broken = fmt.Errorf("the load panicked: %v", p)
+			}
+			stop()
+			for _, f := range batch { // none is left unless something panicked
+				c.land(f, nil, broken)
 			}
 			cancel()
 			c.work.Add(-len(batch))
@@ -202,6 +217,7 @@ func (c *Cache[V]) underLease(ctx context.Context, batch, alone []*flight[V]) {
 	patience := c.Tracker.Now().Add(c.LeaseWait)
 	token := rand.Text() // of this load, not of this process: what an old holder does must not pass for a new one's
 	for pause := time.Millisecond; ; pause = min(2*pause, 16*time.Millisecond) {
+		last := ctx.Err() != nil || c.Tracker.Now() >= patience
 		var others []*flight[V]
 		load := alone
 		alone = nil
@@ -226,7 +242,7 @@ func (c *Cache[V]) underLease(ctx context.Context, batch, alone []*flight[V]) {
 		if len(batch) == 0 {
 			return
 		}
-		if ctx.Err() != nil || c.Tracker.Now() >= patience {
+		if last {
 			break
 		}
 		select {
@@ -254,15 +270,34 @@ func (c *Cache[V]) fromOwners(ctx context.Context, batch []*flight[V]) []*flight
 	if c.Peers == nil {
 		return batch
 	}
+	ctx, cancel := context.WithTimeout(ctx, c.PeerWait) // for all together: an owner may hang
+	defer cancel()
+	landed := make([]bool, len(batch))
+	var next atomic.Int64
+	ask := func() {
+		for i := int(next.Add(1)) - 1; i < len(batch); i = int(next.Add(1)) - 1 {
+			f := batch[i]
+			b, err := c.Peers.Fetch(ctx, c.config.Namespace, c.config.View, f.id)
+			landed[i] = err == nil && c.landEntry(f, b, TierOwner)
+		}
+	}
+	var others sync.WaitGroup
+	for range min(len(batch), maxQuestions) - 1 {
+		others.Go(ask)
+	}
+	ask()
+	others.Wait()
 	var rest []*flight[V]
-	for _, f := range batch {
-		b, err := c.Peers.Fetch(ctx, c.config.Namespace, c.config.View, f.id)
-		if err != nil || !c.landEntry(f, b, TierOwner) {
+	for i, f := range batch {
+		if !landed[i] {
 			rest = append(rest, f)
 		}
 	}
 	return rest
 }
+
+// maxQuestions bounds the questions to owners that one flight has under way.
+const maxQuestions = 16
 
 // load lands the flights with what the source has, and shares it.
 func (c *Cache[V]) load(ctx context.Context, batch []*flight[V]) {
@@ -272,6 +307,12 @@ func (c *Cache[V]) load(ctx context.Context, batch []*flight[V]) {
 		}
 	}()
 	began, loaded, err := c.ask(ctx, batch)
+	if err != nil && len(batch) > 1 && ofOneID(err) {
+		for _, f := range batch {
+			c.load(ctx, []*flight[V]{f})
+		}
+		return
+	}
 	if err != nil {
 		c.counts.loadErrs.Add(uint64(len(batch)))
 		for _, f := range batch {
@@ -289,6 +330,7 @@ func (c *Cache[V]) load(ctx context.Context, batch []*flight[V]) {
 		if err != nil {
 			// A value that cannot be encoded is served all the same, but no tier can hold it.
 			c.Logger.Warn("tiers: a loaded value cannot be kept", "namespace", c.config.Namespace, "error", err)
+			c.counts.fillErrs.Add(1)
 			keep = false
 		}
 		it.version, it.size = e.version, sizeOf(f.id, e.payload)
@@ -314,6 +356,13 @@ func (c *Cache[V]) load(ctx context.Context, batch []*flight[V]) {
 			c.counts.fillErrs.Add(1)
 		}
 	}
+}
+
+// ofOneID reports whether one id of a batch may have spoilt it for the others: Postgres could not read
+// one as the type of its column, say.
+func ofOneID(err error) bool {
+	var answer *pq.Error
+	return errors.As(err, &answer) && answer.Code.Class() == "22" // data exception
 }
 
 // loadStart is when a load began, on the clock and in the order of reads and loads.

@@ -2,6 +2,7 @@ package tiers
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"slices"
 	"time"
 
@@ -41,6 +42,16 @@ func hashTags(tags []string) []coherence.ScopeHash {
 	return slices.Compact(hashes)
 }
 
+// mergeTags are the tags of both, ascending without duplicates, as each of them is.
+func mergeTags(a, b []coherence.ScopeHash) []coherence.ScopeHash {
+	if slices.Equal(a, b) {
+		return a
+	}
+	merged := slices.Concat(a, b)
+	slices.Sort(merged)
+	return slices.Compact(merged)
+}
+
 // place gives the item its scopes and their stamps.
 func (c *Cache[V]) place(id string, it *item[V]) {
 	it.scopes = c.scopesOf(id, it.tags)
@@ -68,7 +79,8 @@ func (c *Cache[V]) encode(key string, it *item[V]) (encoded, error) {
 	if !it.absent {
 		var err error
 		if payload, err = EncodeValue(it.value); err != nil {
-			return encoded{}, err
+			// Nobody knows whether it is the same as before: no two are.
+			return encoded{version: rand.Uint64()}, err
 		}
 	}
 	b, err := EncodeEntry(nil, h, payload, 0)
@@ -80,7 +92,12 @@ func sizeOf(id string, payload int) int64 { return int64(len(id)) + int64(payloa
 
 // decode is the item of an entry that came from L2 or a peer. Anything that is not of this key or does
 // not fit this build's type is an error.
-func (c *Cache[V]) decode(id, key string, b []byte, from Tier) (*item[V], error) {
+func (c *Cache[V]) decode(id, key string, b []byte, from Tier) (it *item[V], err error) {
+	defer func() {
+		if p := recover(); p != nil { // V may decode itself
+			err = fmt.Errorf("%w: decoding panicked: %v", ErrForeign, p)
+		}
+	}()
 	h, payload, err := DecodeEntry(b)
 	if err != nil {
 		return nil, err
@@ -88,7 +105,7 @@ func (c *Cache[V]) decode(id, key string, b []byte, from Tier) (*item[V], error)
 	if h.Key != KeySum(key) || h.Fingerprint != c.fingerprint || h.Generation != generation {
 		return nil, fmt.Errorf("%w: of another key, type or generation", ErrForeign)
 	}
-	it := &item[V]{
+	it = &item[V]{
 		absent: h.Absent, tier: from, snapshot: h.Snapshot, version: h.Sum, tags: h.Tags,
 		size:     sizeOf(id, len(payload)),
 		loadedAt: h.LoadedAt, ttl: h.Hard, cost: h.Cost, loaded: noInstant,
@@ -97,6 +114,10 @@ func (c *Cache[V]) decode(id, key string, b []byte, from Tier) (*item[V], error)
 		if it.value, err = DecodeValue[V](h.Codec, payload); err != nil {
 			return nil, fmt.Errorf("%w: %w", ErrForeign, err)
 		}
+	}
+	if !h.Absent && c.config.Tags != nil {
+		// What wrote the entry may have had other tags in mind: those of this build count, too.
+		it.tags = mergeTags(h.Tags, hashTags(c.config.Tags(id, it.value)))
 	}
 	// Wall clocks serve expiry only: a loader's clock that is ahead must not give more than its TTL.
 	left := min(time.Until(h.LoadedAt.Add(h.Hard)), h.Hard)

@@ -23,32 +23,54 @@ func (c *Cache[V]) LookupMany(ctx context.Context, ids []string, want Want) ([]R
 		return results, nil
 	}
 	r := c.begin(want)
-	_ = c.prove(ctx, ids[missing[0]], &r) // if it cannot be, each read below finds out by itself
-	// Fetch what is not here in as few flights as possible.
-	flights := make(map[int]*flight[V], len(missing))
-	var cold []string
-	var at []int
-	for _, i := range missing {
-		if it, _ := c.l1.get(ids[i]); (it == nil || !c.revalidate(it)) && c.checkID(ids[i]) == nil {
-			cold, at = append(cold, ids[i]), append(at, i)
-		}
-	}
-	for n, f := range c.flyAll(cold) {
-		flights[at[n]] = f
-	}
-	var failed error
-	for _, i := range missing {
-		if f := flights[i]; f != nil && f.wait(ctx) == nil {
-			if answer, ok := c.label(f.item, f.item.tier, &r); ok {
-				c.counts.slow.Add(1)
-				results[i], _ = c.count(answer, nil)
-				continue
-			}
-		}
-		var err error
-		if results[i], err = c.lookup(ctx, ids[i], &r); err != nil && failed == nil {
+	return results, c.lookupMany(ctx, ids, missing, results, &r)
+}
+
+// lookupMany is lookup for the ids at the given places, whose flights go together. It fills in their
+// results and returns the error of the first that fails.
+func (c *Cache[V]) lookupMany(ctx context.Context, ids []string, places []int, results []Result[V], r *reading) (failed error) {
+	end := func(place int, answer Result[V], err error) {
+		if results[place], err = c.count(answer, err); err != nil && failed == nil {
 			failed = err
 		}
 	}
-	return results, failed
+	unproven := c.prove(ctx, ids[places[0]], r)
+	var open []int // places without an answer
+	for _, place := range places {
+		if err := c.checkID(ids[place]); err != nil {
+			end(place, Result[V]{}, err)
+		} else if answer, ok := c.near(ids[place], r, unproven); ok {
+			end(place, answer, nil)
+		} else {
+			open = append(open, place)
+		}
+	}
+	last := make(map[int]*item[V], len(open)) // place -> what the flight before brought
+	for range maxAttempts {
+		flights := c.flyAll(ids, open, r)
+		var again []int
+		for n, place := range open {
+			f := flights[n]
+			if err := f.wait(ctx); err != nil {
+				answer, err := c.giveUp(ids[place], last[place], r, err, unproven)
+				end(place, answer, err)
+			} else if answer, ok := c.label(f.item, f.item.tier, r); ok {
+				end(place, answer, nil)
+			} else {
+				last[place] = f.item
+				again = append(again, place)
+			}
+		}
+		if open = again; len(open) == 0 || unproven != nil {
+			break
+		}
+		if unproven = c.proveAgain(ctx, ids[open[0]], last[open[0]], r); unproven != nil {
+			break
+		}
+	}
+	for _, place := range open {
+		answer, err := c.giveUp(ids[place], last[place], r, nil, unproven)
+		end(place, answer, err)
+	}
+	return failed
 }

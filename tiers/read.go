@@ -111,12 +111,15 @@ type Shared struct {
 	L2       *L2                // nil = none
 	Peers    Peers              // nil = none
 	Bulkhead *Bulkhead          // required
+	Own      *OwnWrites         // nil = none are told
 	// LoadTimeout bounds a flight from its start to its end; 0 = 5 s.
 	LoadTimeout time.Duration
 	// LeaseWait is how long a flight waits for another replica's load; 0 = 150 ms.
 	LeaseWait time.Duration
 	// LeaseTTL is how long a lease outlives a replica that died with it; 0 = 2 s.
 	LeaseTTL time.Duration
+	// PeerWait is how long a flight waits for owner replicas, all together; 0 = 500 ms.
+	PeerWait time.Duration
 	// ProofTimeout bounds the wait of one read for a poll; 0 = 1 s.
 	ProofTimeout time.Duration
 	Logger       *slog.Logger // nil = slog.Default()
@@ -178,6 +181,7 @@ func NewCache[V any](shared Shared, c Config[V]) (*Cache[V], error) {
 	shared.LoadTimeout = cmp.Or(shared.LoadTimeout, 5*time.Second)
 	shared.LeaseWait = cmp.Or(shared.LeaseWait, 150*time.Millisecond)
 	shared.LeaseTTL = cmp.Or(shared.LeaseTTL, 2*time.Second)
+	shared.PeerWait = cmp.Or(shared.PeerWait, 500*time.Millisecond)
 	shared.ProofTimeout = cmp.Or(shared.ProofTimeout, time.Second)
 	shared.Logger = cmp.Or(shared.Logger, slog.Default())
 	life, end := context.WithCancelCause(context.Background())
@@ -193,10 +197,28 @@ func NewCache[V any](shared Shared, c Config[V]) (*Cache[V], error) {
 	}, nil
 }
 
-// Close ends the flights and waits for them. Reads fail with [ErrClosed] from then on.
-func (c *Cache[V]) Close() {
+// Close ends the flights and waits for them. Reads fail with [ErrClosed] from then on. A source that
+// goes on after its context has ended is the error: it is waited for no longer than twice LoadTimeout
+// and 2 s, which is more than a server takes that falls silent.
+func (c *Cache[V]) Close() error {
+	c.flights.mu.Lock() // no flight starts between the end and the wait
 	c.end(ErrClosed)
-	c.work.Wait()
+	c.flights.mu.Unlock()
+	ended := make(chan struct{})
+	go func() {
+		c.work.Wait()
+		close(ended)
+	}()
+	wait := 2*c.LoadTimeout + 2*time.Second
+	patience := time.NewTimer(wait)
+	defer patience.Stop()
+	select {
+	case <-ended:
+		return nil
+	case <-patience.C:
+		return fmt.Errorf("tiers: a load of %s (%s) goes on %v after its context ended: its source must heed the context",
+			c.config.Namespace, c.config.View, wait)
+	}
 }
 
 // Hit returns the value of a plain hit in L1 that is FRESH within the budget. When there is none it
@@ -275,23 +297,17 @@ const maxAttempts = 4
 
 // lookup is a read that is not a plain hit.
 func (c *Cache[V]) lookup(ctx context.Context, id string, r *reading) (Result[V], error) {
-	c.counts.slow.Add(1)
 	if err := c.checkID(id); err != nil {
-		c.counts.errors.Add(1)
-		return Result[V]{}, err
+		return c.count(Result[V]{}, err)
 	}
 	unproven := c.prove(ctx, id, r)
-	if answer, ok := c.again(id, r); ok {
+	if answer, ok := c.near(id, r, unproven); ok {
 		return c.count(answer, nil)
 	}
 	var last *item[V]
 	var failed error
 	for range maxAttempts {
-		f, err := c.fly(id)
-		if err != nil {
-			failed = err
-			break
-		}
+		f := c.fly(id, r)
 		if failed = f.wait(ctx); failed != nil {
 			break
 		}
@@ -301,21 +317,42 @@ func (c *Cache[V]) lookup(ctx context.Context, id string, r *reading) (Result[V]
 		if last = f.item; unproven != nil {
 			break // another flight cannot prove more
 		}
-		// It has changed meanwhile, or the proof ran out of the budget while the flight went on.
-		if unproven = c.prove(ctx, id, r); unproven != nil {
+		if unproven = c.proveAgain(ctx, id, last, r); unproven != nil {
 			break
 		}
 	}
-	if answer, ok := c.stale(id, last, r); ok {
-		return c.count(answer, nil)
+	return c.count(c.giveUp(id, last, r, failed, unproven))
+}
+
+// near answers from L1: FRESH, or STALE if it is known that nothing can be proven.
+func (c *Cache[V]) near(id string, r *reading, unproven error) (Result[V], bool) {
+	if c.life.Err() != nil {
+		return Result[V]{}, false
 	}
-	if failed == nil {
+	if answer, ok := c.again(id, r); ok {
+		return answer, true
+	}
+	if unproven == nil {
+		return Result[V]{}, false
+	}
+	return c.stale(id, nil, r)
+}
+
+// giveUp ends a read that cannot have a FRESH answer: with a STALE one, or with why: the flight failed,
+// nothing could be proven, or, when both are nil, what was read had changed each time.
+func (c *Cache[V]) giveUp(id string, last *item[V], r *reading, failed, unproven error) (Result[V], error) {
+	if c.life.Err() != nil {
+		failed, unproven = ErrClosed, nil
+	} else if answer, ok := c.stale(id, last, r); ok {
+		return answer, nil
+	}
+	switch {
+	case unproven != nil:
+		failed = fmt.Errorf("%w: %w", ErrUncertain, cmp.Or(failed, unproven))
+	case failed == nil:
 		failed = ErrUncertain
-		if unproven != nil {
-			failed = fmt.Errorf("%w: %w", ErrUncertain, unproven)
-		}
 	}
-	return c.count(Result[V]{}, fmt.Errorf("%s %q: %w", c.config.Namespace, short(id), failed))
+	return Result[V]{}, fmt.Errorf("%s %q: %w", c.config.Namespace, short(id), failed)
 }
 
 // prove makes sure that the latest poll is what the read wants, polling if it is not. The error says
@@ -330,6 +367,26 @@ func (c *Cache[V]) prove(ctx context.Context, id string, r *reading) error {
 			return errors.New("the last poll of Postgres failed")
 		}
 	}
+	return c.poll(ctx, r)
+}
+
+// proveAgain is prove after a flight whose item could not be labelled FRESH: it has changed meanwhile,
+// or the proof ran out of the budget. An item of another history than the latest poll's says that
+// Postgres has restarted: then nothing but a new poll proves anything.
+func (c *Cache[V]) proveAgain(ctx context.Context, id string, it *item[V], r *reading) error {
+	if it.ofHistory(c.Tracker.Latest()) {
+		return c.prove(ctx, id, r)
+	}
+	return c.poll(ctx, r)
+}
+
+// ofHistory reports whether the item's snapshot and the poll's can be compared.
+func (it *item[V]) ofHistory(poll *coherence.Poll) bool {
+	return it.snapshot.Timeline != 0 && (poll == nil || poll.Timeline == it.snapshot.Timeline)
+}
+
+// poll waits for a poll sent from now on.
+func (c *Cache[V]) poll(ctx context.Context, r *reading) error {
 	ctx, cancel := context.WithTimeout(ctx, c.ProofTimeout)
 	defer cancel()
 	poll, err := c.Tracker.Barrier(ctx)
@@ -357,7 +414,7 @@ func (c *Cache[V]) again(id string, r *reading) (Result[V], bool) {
 func (c *Cache[V]) label(it *item[V], tier Tier, r *reading) (Result[V], bool) {
 	poll := c.Tracker.Latest()
 	now := c.Tracker.Now()
-	if it.order > r.order {
+	if it.order > r.order && it.ofHistory(poll) {
 		c.revalidate(it) // notes what is served
 		return it.result(tier, true, now.Sub(it.loaded), now, poll), true
 	}
@@ -386,30 +443,40 @@ func (c *Cache[V]) revalidate(it *item[V]) bool {
 	return true
 }
 
-// stale finds an answer for a read that cannot have a FRESH one.
+// stale finds an answer for a read that cannot have a FRESH one: the newer of what is in L1 and what
+// the last flight brought, nil if there was none.
 func (c *Cache[V]) stale(id string, last *item[V], r *reading) (Result[V], bool) {
 	if r.MaxStale <= 0 {
 		return Result[V]{}, false
 	}
-	it := last
-	tier := TierL1
-	if it == nil {
-		if it, _ = c.l1.get(id); it == nil {
-			return Result[V]{}, false
-		}
-	} else {
-		tier = it.tier
-	}
 	poll := c.Tracker.Latest()
-	now := c.Tracker.Now()
-	as := max(it.loaded, coherence.Instant(it.checked.Load()))
-	if poll != nil && c.Tracker.Valid(it.scopes[viewScope], it.scopes, it.snapshot) {
-		as = max(as, poll.Sent)
+	it, _ := c.l1.get(id)
+	tier := TierL1
+	as, ok := c.reflects(it, poll, r)
+	if other, allowed := c.reflects(last, poll, r); allowed && (!ok || other > as) {
+		it, tier, as, ok = last, last.tier, other, true
 	}
-	if now.Sub(as) > r.MaxStale {
+	now := c.Tracker.Now()
+	if !ok || now.Sub(as) > r.MaxStale {
 		return Result[V]{}, false
 	}
 	return it.result(tier, false, now.Sub(as), now, poll), true
+}
+
+// reflects is the instant before which the item reflects every commit, as far as is known. It reports
+// false if the item cannot be given to the reader even as STALE: it may lack a write of this replica,
+// or something that the reader's session has seen.
+func (c *Cache[V]) reflects(it *item[V], poll *coherence.Poll, r *reading) (coherence.Instant, bool) {
+	if it == nil {
+		return noInstant, false
+	}
+	as := max(it.loaded, coherence.Instant(it.checked.Load()))
+	seen := r.Token.SeenBy(it.snapshot)
+	if poll != nil && c.Tracker.Valid(it.scopes[viewScope], it.scopes, it.snapshot) {
+		as = max(as, poll.Sent)
+		seen = seen || r.Token.SeenBy(poll.Snapshot)
+	}
+	return as, seen && !c.Own.writtenSince(as, it.scopes)
 }
 
 func (it *item[V]) result(tier Tier, fresh bool, age time.Duration, now coherence.Instant, poll *coherence.Poll) Result[V] {

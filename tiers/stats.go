@@ -7,8 +7,7 @@ import (
 
 // counts are what a cache counts besides its L1.
 type counts struct {
-	slow      atomic.Uint64 // reads that were no plain hit in L1
-	fresh     atomic.Uint64 // of those
+	fresh     atomic.Uint64 // of reads that were no plain hit in L1
 	stale     atomic.Uint64
 	errors    atomic.Uint64
 	byTier    [TierSource + 1]atomic.Uint64 // of those, answers by tier
