@@ -5,7 +5,6 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
-	"io"
 	"math"
 	"net/url"
 	"time"
@@ -54,8 +53,6 @@ type Config struct {
 	ProbeLimit time.Duration // after which a change counts as not seen; 0 = 5 s
 	Sweep      int           // written products compared at the end; 0 = 10,000, negative = none
 
-	// Progress gets a progress bar when it is a terminal, else one line per second; nil = neither.
-	Progress io.Writer
 }
 
 func (c Config) rate() float64                { return cmp.Or(c.Rate, 1000) }

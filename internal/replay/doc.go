@@ -7,7 +7,6 @@
 //		DB:       db,                                 // the shop's Postgres: the other service, and the authority
 //		Source:   trace.NewLoop(r),                   // or a trace.Zipf
 //		Rate:     2000, Writes: 0.02, Duration: 30 * time.Second,
-//		Progress: os.Stderr,
 //	})
 //	report, err := d.Run(ctx)                         // once
 //	for _, problem := range report.Problems() { ... } // any: exit non-zero
@@ -44,7 +43,7 @@
 // # Goroutines
 //
 // All end before Run returns: the scheduler (Run itself), up to MaxInFlight workers, the prober with
-// up to 64 polls, the reader of the replicas' counters, the line of progress.
+// up to 64 polls, the reader of the replicas' counters.
 //
 // # Not promised
 //

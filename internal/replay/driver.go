@@ -80,7 +80,6 @@ func (d *Driver) Run(ctx context.Context) (Report, error) {
 	background, stop := context.WithCancel(ctx)
 	var aside sync.WaitGroup
 	aside.Go(func() { d.servers.run(background, d.client, d.config.replicas) })
-	aside.Go(func() { d.show(background) })
 	probed := make(chan struct{})
 	go func() { // ended by prober.close
 		defer close(probed)

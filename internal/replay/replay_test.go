@@ -39,8 +39,6 @@ func TestHonestShop(t *testing.T) {
 	c.Missing = 0.05
 	c.Lists = 0.1
 	c.Budgets = []replay.Budget{{Within: 0, Weight: 1}, {Within: 50 * time.Millisecond, Weight: 1}, {Within: time.Second, Weight: 2}}
-	var progress bytes.Buffer
-	c.Progress = &progress
 	r := run(t, c)
 	if p := r.Problems(); len(p) != 0 {
 		t.Fatalf("problems: %q", p)
@@ -71,9 +69,6 @@ func TestHonestShop(t *testing.T) {
 		if l := r.LatencyUS[name]; uint64(l.Count) != n || l.P50 == 0 || l.P50 > l.P99 || l.P99 > l.Max {
 			t.Errorf("latency of %s: %+v, want %d of them", name, l, n)
 		}
-	}
-	if !strings.Contains(progress.String(), " reads ") || strings.Count(progress.String(), "\n") > 3 {
-		t.Errorf("progress: %q", progress.String())
 	}
 	reads := map[string]any{}
 	var text bytes.Buffer
