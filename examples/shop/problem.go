@@ -105,12 +105,15 @@ func preconditionFailed() *problem {
 		"The product has another ETag than If-Match asks for: read it again.")
 }
 
-// failure is the problem for an error of a cache or a transaction. Errors that are problems stay as they are.
-func failure(err error) *problem {
+// failure is the problem for an error of a cache or a transaction in a request of the context. Errors that
+// are problems stay as they are.
+func failure(ctx context.Context, err error) *problem {
 	if p, ok := errors.AsType[*problem](err); ok {
 		return p
 	}
 	switch {
+	case errors.Is(ctx.Err(), context.DeadlineExceeded): // the request's time is over, whatever it was waiting for
+		return timeout(err)
 	case errors.Is(err, node.ErrOverloaded):
 		return newProblem(http.StatusServiceUnavailable, "overloaded", "Overloaded",
 			"Too many reads of the database are waiting.").with("Retry-After", "1").because(err)
@@ -120,13 +123,18 @@ func failure(err error) *problem {
 	case errors.Is(err, node.ErrClosed):
 		return newProblem(http.StatusServiceUnavailable, "closing", "Closing",
 			"This replica is shutting down: another one will answer.").with("Retry-After", "1").because(err)
-	case errors.Is(err, context.DeadlineExceeded), sqlState(err) == "57014": // query_canceled
-		return newProblem(http.StatusGatewayTimeout, "timeout", "Timeout", "The answer was not ready in time.").because(err)
+	case errors.Is(err, context.DeadlineExceeded), sqlState(err) == "57014": // a load's own limit; query_canceled
+		return timeout(err)
 	case unavailable(err):
 		return newProblem(http.StatusServiceUnavailable, "unavailable", "Database unavailable",
 			"The database did not take the request. A write may or may not have been made: read before repeating it.").with("Retry-After", "1").because(err)
 	}
 	return newProblem(http.StatusInternalServerError, "internal", "Internal error", "The service failed; its log says why.").because(err)
+}
+
+func timeout(err error) *problem {
+	return newProblem(http.StatusGatewayTimeout, "timeout", "Timeout",
+		"The answer was not ready in time. A write may or may not have been made: read before repeating it.").because(err)
 }
 
 // sqlState is the code with which Postgres refused, "" if it did not.

@@ -27,13 +27,14 @@ const (
 			'created_at', to_char(created_at at time zone 'UTC', ` + jsonTime + `),
 			'updated_at', to_char(updated_at at time zone 'UTC', ` + jsonTime + `))`
 
+	categoryJSON = `json_build_object('id', id, 'slug', slug, 'name', name, 'description', description, 'revision', revision,
+			'created_at', to_char(created_at at time zone 'UTC', ` + jsonTime + `),
+			'updated_at', to_char(updated_at at time zone 'UTC', ` + jsonTime + `))`
+
 	categoryList = `
 		select json_build_object(
-			'items', coalesce((select json_agg(item order by name, id) from (
-				select name, id, json_build_object('id', id, 'slug', slug, 'name', name, 'description', description, 'revision', revision,
-					'created_at', to_char(created_at at time zone 'UTC', ` + jsonTime + `),
-					'updated_at', to_char(updated_at at time zone 'UTC', ` + jsonTime + `)) as item
-				from categories order by name, id limit 1000) page), '[]'),
+			'items', coalesce((select json_agg(` + categoryJSON + ` order by name, id) from (
+				select * from categories order by name, id limit 1000) page), '[]'),
 			'total', (select count(*) from categories))`
 )
 
@@ -43,7 +44,7 @@ var listConditions = []struct{ parameter, before, after string }{
 	{"status", "status = ", "::text"},
 	{"min_price", "price_cents >= ", "::bigint"},
 	{"max_price", "price_cents <= ", "::bigint"},
-	{"search", "to_tsvector('english', name || ' ' || description) @@ websearch_to_tsquery('english', ", "::text)"},
+	{"search", "document @@ websearch_to_tsquery('english', ", "::text)"},
 }
 
 // productList is the statement for a canonical filter (parseFilter) and its arguments. The text depends only
@@ -63,9 +64,8 @@ func productList(filter cluster.Params) (query string, arguments []any, err erro
 	}
 	return `
 		select json_build_object(
-			'items', coalesce((select json_agg(item order by id) from (
-				select id, ` + productJSON + ` as item
-				from products` + where.String() + ` order by id offset $1::bigint limit $2::bigint) page), '[]'),
+			'items', coalesce((select json_agg(` + productJSON + ` order by id) from (
+				select * from products` + where.String() + ` order by id offset $1::bigint limit $2::bigint) page), '[]'),
 			'total', (select count(*) from products` + where.String() + `),
 			'offset', $1::bigint, 'limit', $2::bigint)`, arguments, nil
 }

@@ -132,10 +132,10 @@ func copyCategories(ctx context.Context, tx *sqlx.Tx, c SeedConfig) error {
 }
 
 func copyProducts(ctx context.Context, tx *sqlx.Tx, c SeedConfig, random *rand.Rand) error {
-	// Building the text index and checking the categories once, behind the rows, saves half of the time.
+	// Building the text index and checking the categories once, behind the rows, is cheaper than with each row.
 	if _, err := tx.ExecContext(ctx, `
 		alter table products drop constraint products_category_exists;
-		drop index products_by_text`); err != nil {
+		drop index products_by_document`); err != nil {
 		return err
 	}
 	maker := newProductMaker(c, random)
@@ -144,7 +144,7 @@ func copyProducts(ctx context.Context, tx *sqlx.Tx, c SeedConfig, random *rand.R
 		return err
 	}
 	_, err := tx.ExecContext(ctx, `
-		create index products_by_text on products using gin (to_tsvector('english', name || ' ' || description));
+		create index products_by_document on products using gin (document);
 		alter table products add constraint products_category_exists foreign key (category_id) references categories (id)`)
 	return err
 }
@@ -198,8 +198,13 @@ func (m *productMaker) row(i int) []string {
 	material, colour := m.one(d.materials), m.one(colours)
 
 	name := fmt.Sprintf("%s %s %s %d", brand, look, noun, 100+m.random.IntN(900))
-	description := fmt.Sprintf("%s %s in %s, made for %s. %s %s",
-		look, strings.ToLower(noun), material, m.one(d.uses), m.one(praises), m.one(cares))
+	description := fmt.Sprintf("%s %s in %s, made for %s.", look, strings.ToLower(noun), material, m.one(d.uses))
+	if m.random.IntN(10) < 4 {
+		description += " " + m.one(praises)
+	}
+	if m.random.IntN(10) < 6 {
+		description += " " + m.one(cares)
+	}
 	attributes := fmt.Sprintf(`{"brand": %q, "colour": %q, "material": %q, "weight_g": "%d"}`,
 		brand, colour, material, 50+10*m.random.IntN(400))
 	created := newest().Add(-time.Duration(m.random.Int64N(int64(years)))).Truncate(time.Microsecond)

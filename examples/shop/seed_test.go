@@ -76,7 +76,7 @@ func TestSeedIsRealistic(t *testing.T) {
 		t.Errorf("shares: %+v", got)
 	case got.Median < 3000 || got.Median > 5000 || got.Mean < 1.1*got.Median || got.High < 8*got.Low:
 		t.Errorf("prices are not log-normal: %+v", got)
-	case got.Names < 9500 || got.Texts < 9000 || got.Dear+got.Future+got.Revised+got.NoMaterial > 0:
+	case got.Names < 9500 || got.Texts < 8000 || got.Dear+got.Future+got.Revised+got.NoMaterial > 0:
 		t.Errorf("rows: %+v", got)
 	}
 	var next int64

@@ -51,7 +51,7 @@ func (a *API) serve(methods map[string]handler) http.Handler {
 			return
 		}
 		if err := handle(w, r, s); err != nil {
-			a.fail(w, r, failure(err))
+			a.fail(w, r, failure(ctx, err))
 		}
 	})
 }
@@ -87,7 +87,7 @@ func (a *API) recoverPanic(w http.ResponseWriter, r *http.Request) {
 	if err, ok := cause.(error); ok && errors.Is(err, http.ErrAbortHandler) {
 		panic(cause)
 	}
-	a.fail(w, r, failure(fmt.Errorf("panic: %v\n%s", cause, debug.Stack())))
+	a.fail(w, r, failure(context.WithoutCancel(r.Context()), fmt.Errorf("panic: %v\n%s", cause, debug.Stack())))
 }
 
 // maxPooled is the size in bytes from which a buffer is not kept for the next answer.

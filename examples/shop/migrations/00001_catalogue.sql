@@ -21,16 +21,17 @@ create table products (
     attributes  jsonb not null default '{}' check (jsonb_typeof(attributes) = 'object'),
     revision    bigint not null default 1,
     created_at  timestamptz not null default now(),
-    updated_at  timestamptz not null default now()
+    updated_at  timestamptz not null default now(),
+    document    tsvector not null generated always as (to_tsvector('english', name || ' ' || description)) stored
 );
 
 -- Lists are in the order of id. The included columns let a count of a filtered list stay in the index.
 create index products_by_category on products (category_id, id) include (status, price_cents);
 create index products_by_status on products (status, id) include (price_cents);
 create index products_by_price on products (price_cents) include (status);
--- Full text search. An index on the expression, not a stored column: an update that leaves the texts alone
--- does not parse them again.
-create index products_by_text on products using gin (to_tsvector('english', name || ' ' || description));
+-- Full text search. The document is stored: to count the matches of a frequent word, each row must be looked at,
+-- and parsing its text then would take ten times as long.
+create index products_by_document on products using gin (document);
 
 -- Whoever updates a row, in whatever language, its revision goes up by one and its time is set.
 -- +goose StatementBegin
