@@ -77,6 +77,9 @@ type RedisConfig struct {
 	TLS                *tls.Config
 	// Timeout bounds every call; 0 = 50 ms.
 	Timeout time.Duration
+	// LeaseWait is how long a miss waits for another replica that is loading the same key before it
+	// loads, too; 0 = 500 ms. Sources that take longer want more.
+	LeaseWait time.Duration
 	// MaxValue is the largest entry stored, in bytes; 0 = 8 MiB. Larger ones stay in L1, if they fit.
 	MaxValue int
 }
@@ -133,6 +136,7 @@ func (c Config) Validate() error {
 		{"Postgres.PollTimeout", c.Postgres.PollTimeout, 10 * time.Millisecond, time.Minute},
 		{"Postgres.LoadTimeout", c.Postgres.LoadTimeout, 10 * time.Millisecond, 10 * time.Minute},
 		{"Postgres.WriteTimeout", c.Postgres.WriteTimeout, 10 * time.Millisecond, 24 * time.Hour},
+		{"Redis.LeaseWait", c.Redis.LeaseWait, time.Millisecond, time.Minute},
 		{"Postgres.Retention", c.Postgres.Retention, time.Minute, 7 * 24 * time.Hour},
 	} {
 		if d.value != 0 && (d.value < d.min || d.value > d.max) {

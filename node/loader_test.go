@@ -226,6 +226,14 @@ func TestOneBadIDOfABatch(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), `"x"`) || len(got) != 4 {
 		t.Errorf("%d entries, %v; want 4 and an error that names the id", len(got), err)
 	}
+	// So does a row that does not fit the type: thing-5 has no kind.
+	s.exec(`update things set kind = null where id = 'thing-5'`)
+	whole := s.open(nil)
+	s.ready(whole)
+	got, err = whole.things.GetMany(t.Context(), []string{"thing-4", "thing-5", "thing-6"})
+	if err == nil || !strings.Contains(err.Error(), `"thing-5"`) || !strings.Contains(err.Error(), "kind") || len(got) != 2 {
+		t.Errorf("%d entries, %v; want 2 and an error that names the id and the column", len(got), err)
+	}
 }
 
 // I2: a load that began before a write cannot answer a read after it; nor is what it brings kept, in L1

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"os"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -18,7 +19,13 @@ import (
 	"github.com/freshet-cache/freshet/node"
 )
 
-func TestMain(m *testing.M) { stacktest.Main(m, devstack.Options{}) }
+func TestMain(m *testing.M) {
+	if mode := os.Getenv(childMode); mode != "" {
+		fmt.Fprintln(os.Stderr, "the child lives on:", child(mode))
+		os.Exit(1)
+	}
+	stacktest.Main(m, devstack.Options{})
+}
 
 // apps numbers the applications, so that tests share the servers but nothing on them.
 var apps atomic.Int64

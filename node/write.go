@@ -21,8 +21,11 @@ type Tx struct {
 	ctx context.Context //nolint:containedctx // a Tx lives within one call of Write, whose context it is
 }
 
-// Invalidate says that the entities change with this transaction.
+// Invalidate says that the entities change with this transaction. Without ids it says nothing.
 func (tx *Tx) Invalidate(namespace string, ids ...string) error {
+	if len(ids) == 0 {
+		return nil
+	}
 	return tx.log(`select freshet.invalidate($1, variadic $2)`, namespace, pq.StringArray(ids))
 }
 
@@ -31,8 +34,12 @@ func (tx *Tx) InvalidateView(namespace, id, view string) error {
 	return tx.log(`select freshet.invalidate_view($1, $2, $3)`, namespace, id, view)
 }
 
-// InvalidateTag says that every entry with one of the tags changes with this transaction.
+// InvalidateTag says that every entry with one of the tags changes with this transaction. Without tags
+// it says nothing.
 func (tx *Tx) InvalidateTag(tags ...string) error {
+	if len(tags) == 0 {
+		return nil
+	}
 	return tx.log(`select freshet.invalidate_tag(variadic $1)`, pq.StringArray(tags))
 }
 

@@ -351,18 +351,23 @@ func (c *Cache[V]) load(ctx context.Context, batch []*flight[V]) {
 		return
 	}
 	// Best effort, bounded by L2's own time-out; the readers have their answer.
-	for _, err := range c.L2.SetMany(context.WithoutCancel(ctx), fillings) {
-		if err != nil {
-			c.counts.fillErrs.Add(1)
+	for i, err := range c.L2.SetMany(context.WithoutCancel(ctx), fillings) {
+		if err == nil {
+			continue
+		}
+		c.counts.fillErrs.Add(1)
+		if fillings[i].LeaseKey != "" && errors.Is(err, ErrTooLarge) {
+			// Nothing was sent. Others must not wait for what will not come.
+			_ = c.L2.Release(context.WithoutCancel(ctx), fillings[i].LeaseKey, fillings[i].Token)
 		}
 	}
 }
 
 // ofOneID reports whether one id of a batch may have spoilt it for the others: Postgres could not read
-// one as the type of its column, say.
+// one as the type of its column, say, or its row does not fit V.
 func ofOneID(err error) bool {
 	var answer *pq.Error
-	return errors.As(err, &answer) && answer.Code.Class() == "22" // data exception
+	return errors.Is(err, errRow) || (errors.As(err, &answer) && answer.Code.Class() == "22") // data exception
 }
 
 // loadStart is when a load began, on the clock and in the order of reads and loads.

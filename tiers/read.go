@@ -114,9 +114,10 @@ type Shared struct {
 	Own      *OwnWrites         // nil = none are told
 	// LoadTimeout bounds a flight from its start to its end; 0 = 5 s.
 	LoadTimeout time.Duration
-	// LeaseWait is how long a flight waits for another replica's load; 0 = 150 ms.
+	// LeaseWait is how long a flight waits for another replica's load; 0 = 500 ms.
 	LeaseWait time.Duration
-	// LeaseTTL is how long a lease outlives a replica that died with it; 0 = 2 s.
+	// LeaseTTL is how long a lease outlives a replica that died with it; 0 = 2 s, or LeaseWait if that
+	// is longer.
 	LeaseTTL time.Duration
 	// PeerWait is how long a flight waits for owner replicas, all together; 0 = 500 ms.
 	PeerWait time.Duration
@@ -179,8 +180,8 @@ func NewCache[V any](shared Shared, c Config[V]) (*Cache[V], error) {
 	c.TTL = cmp.Or(c.TTL, time.Hour)
 	c.NegativeTTL = cmp.Or(c.NegativeTTL, 30*time.Second)
 	shared.LoadTimeout = cmp.Or(shared.LoadTimeout, 5*time.Second)
-	shared.LeaseWait = cmp.Or(shared.LeaseWait, 150*time.Millisecond)
-	shared.LeaseTTL = cmp.Or(shared.LeaseTTL, 2*time.Second)
+	shared.LeaseWait = cmp.Or(shared.LeaseWait, 500*time.Millisecond)
+	shared.LeaseTTL = cmp.Or(shared.LeaseTTL, max(2*time.Second, shared.LeaseWait))
 	shared.PeerWait = cmp.Or(shared.PeerWait, 500*time.Millisecond)
 	shared.ProofTimeout = cmp.Or(shared.ProofTimeout, time.Second)
 	shared.Logger = cmp.Or(shared.Logger, slog.Default())

@@ -139,7 +139,7 @@ func (s *SQLSource[V]) Load(ctx context.Context, ids []string) (Batch[V], error)
 		var v V
 		scan.targets(&v, into[headColumns:])
 		if err := rows.Scan(into...); err != nil {
-			return Batch[V]{}, fmt.Errorf("tiers: source query: %w", err)
+			return Batch[V]{}, fmt.Errorf("%w %T: %w", errRow, v, err)
 		}
 		batch.Values[string(id)] = v
 	}
@@ -149,6 +149,9 @@ func (s *SQLSource[V]) Load(ctx context.Context, ids []string) (Batch[V], error)
 	batch.Snapshot, err = coherence.ParseSnapshot(uint64(timeline), snapshot)
 	return batch, err
 }
+
+// errRow: one row of the query cannot be a V.
+var errRow = errors.New("tiers: a row of the source query is no")
 
 // idText is a column's value as the text by which the application names the entity.
 type idText string
