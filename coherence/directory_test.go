@@ -1,6 +1,7 @@
 package coherence_test
 
 import (
+	"flag"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -9,6 +10,8 @@ import (
 	"github.com/freshet-cache/freshet/coherence"
 	"github.com/freshet-cache/freshet/coherence/logtest"
 )
+
+var histories = flag.Int("histories", 200, "how many random histories each test of the directory goes through")
 
 // world drives a directory and its dumb twin, which remembers every change for ever, through one
 // random history of a log.
@@ -284,7 +287,7 @@ func (w *world) serve() {
 // A directory, however small, never counts as valid what its twin does not, and never goes back.
 func TestDirectorySafety(t *testing.T) {
 	checks, valid := 0, 0
-	for seed := range uint64(800) {
+	for seed := range uint64(*histories) {
 		w := newWorld(t, seed, 1+int(seed%3)*8, 3+int(seed%5)*8, false)
 		w.run(200)
 		checks, valid = checks+w.checks, valid+w.valid
@@ -302,7 +305,7 @@ func TestDirectorySafety(t *testing.T) {
 // as its twin, also while a transaction stays open all the time.
 func TestDirectoryExact(t *testing.T) {
 	checks, valid := 0, 0
-	for seed := range uint64(500) {
+	for seed := range uint64(*histories) {
 		w := newWorld(t, seed, 1<<10, 6, true)
 		w.run(250)
 		checks, valid = checks+w.checks, valid+w.valid
@@ -316,7 +319,7 @@ func TestDirectoryExact(t *testing.T) {
 	}
 }
 
-// A hot entity that is written once between any two polls stays cacheable for an hour of polls while a
+// A hot entity that is written once between any two polls stays cacheable for a quarter of an hour of polls while a
 // transaction is open.
 func TestDirectoryHotEntity(t *testing.T) {
 	log, dir := logtest.NewMemory(), coherence.NewDirectory(0)
@@ -324,7 +327,7 @@ func TestDirectoryHotEntity(t *testing.T) {
 	log.Begin() // stays open
 	dir.Reset(log.Snapshot())
 	dir.Polled(log.Snapshot(), 0, dir.Sent(), nil)
-	for range 4 * 3600 {
+	for range 4 * 900 {
 		since := dir.Latest().Snapshot
 		before := log.Snapshot()
 		xid := log.Commit(hot)

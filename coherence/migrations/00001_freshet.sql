@@ -205,6 +205,8 @@ create function freshet.watch(
 ) returns void language plpgsql set search_path = pg_catalog, pg_temp as $watch$
 declare
     columns   text[];
+    used      text[] := array[id];
+    settings  text := 'set search_path = pg_catalog, pg_temp';
     name      text := 'watch_' || replace(gen_random_uuid()::text, '-', '');
     tag       text;
     part      text;
@@ -246,6 +248,7 @@ begin
                         using errcode = '42703';
                 end if;
                 templated := true;
+                used := used || part;
                 expr := concat_ws(' || ', expr, format('r.%I::text', part));
             elsif part in ('{', '}') then
                 raise exception 'freshet.watch: tags: "%": a brace without its partner', tag using errcode = '22023';
@@ -288,8 +291,14 @@ begin%s
     union all select 'a', '', '' where %L;
     return null;
 end $body$, body, namespace, fixed, templated);
-    execute format('create function freshet.%I() returns trigger language plpgsql security definer '
-        'set search_path = pg_catalog, pg_temp set datestyle = %L set timezone = %L as %L', name, 'ISO, YMD', 'UTC', body);
+    -- Settings cost time, and before Postgres 14 clients hear of each: only for types that look at them.
+    if exists (select from pg_attribute a join pg_type t on t.oid = a.atttypid
+                where a.attrelid = relation and a.attname = any (used)
+                  and t.typcategory not in ('N', 'S', 'B', 'E') and t.typname <> 'uuid') then
+        settings := settings || ' set datestyle = ''ISO, YMD'' set timezone = ''UTC''';
+    end if;
+    execute format('create function freshet.%I() returns trigger language plpgsql security definer %s as %L',
+        name, settings, body);
     execute format('comment on function freshet.%I() is %L', name, format('freshet.watch of %s as %s', relation, namespace));
 
     for target in
