@@ -18,16 +18,17 @@ func BenchmarkBarrier(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	defer bare.Close() //nolint:errcheck // a benchmark's connection
+	defer bare.Close()
 	conn, err := bare.Connx(b.Context())
 	if err != nil {
 		b.Fatal(err)
 	}
-	defer conn.Close() //nolint:errcheck // a benchmark's connection
-	selectOne, err := conn.PreparexContext(b.Context(), `select 1`)
+	defer conn.Close()
+	selectOne, err := conn.PreparexContext(b.Context(), `select 1`) //nolint:sqlclosecheck // closed below
 	if err != nil {
 		b.Fatal(err)
 	}
+	defer selectOne.Close()
 	tracker := startTracker(b, coherence.TrackerConfig{Log: openLog(b, dsn, time.Second)})
 	if _, err := tracker.Barrier(b.Context()); err != nil {
 		b.Fatal(err)
@@ -107,7 +108,7 @@ func BenchmarkDirectoryCheck(b *testing.B) {
 // The stamps of an entity with two tags: its view, itself, the tags, its namespace, everything.
 func BenchmarkStampsSum(b *testing.B) {
 	tracker := coherence.NewTracker(coherence.TrackerConfig{Log: failing{}, Logger: slog.New(slog.DiscardHandler)})
-	defer tracker.Close() //nolint:errcheck // a log that cannot fail to close
+	defer tracker.Close()
 	var scopes []coherence.ScopeHash
 	for _, s := range []coherence.Scope{
 		coherence.View("product", "42", "detail"), coherence.Entity("product", "42"), coherence.Tag("category:7"),

@@ -60,7 +60,10 @@ func openBus(t *testing.T, conn *nats.Conn, boot uint64) (*coherence.Bus, heard)
 }
 
 // appOf gives each test subjects of its own.
-func appOf(t *testing.T) string { return t.Name() }
+func appOf(t *testing.T) string {
+	t.Helper()
+	return t.Name()
+}
 
 // flush makes sure that the server has taken the connection's subscriptions and messages.
 func flush(t *testing.T, conns ...*nats.Conn) {

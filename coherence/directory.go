@@ -1,5 +1,7 @@
 package coherence
 
+import "slices"
+
 // Poll is a successful poll as the node remembers it.
 type Poll struct {
 	Snapshot
@@ -318,10 +320,8 @@ func (d *Directory) add(c *cell, xid uint64, by *Poll) bool {
 	if c.floor != nil && c.floor.Sees(xid) {
 		return false
 	}
-	for _, known := range c.xids[:c.n] {
-		if known == xid {
-			return false
-		}
+	if slices.Contains(c.xids[:c.n], xid) {
+		return false
 	}
 	if c.blockedAt != 0 {
 		if by == nil {

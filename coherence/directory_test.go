@@ -48,6 +48,7 @@ type flight struct {
 }
 
 func newWorld(t *testing.T, seed uint64, room, scopes int, exact bool) *world {
+	t.Helper()
 	w := &world{
 		t: t, seed: seed, random: rand.New(rand.NewPCG(seed, 7)), dir: coherence.NewDirectory(room), log: logtest.NewMemory(), exact: exact,
 		changed: map[*logtest.Tx][]int{}, told: map[coherence.ScopeHash]map[uint64]bool{}, served: map[coherence.ScopeHash]coherence.Snapshot{},

@@ -32,6 +32,12 @@
 // # Not promised
 //
 // Nothing holds under two primaries that both accept writes, after a crash with synchronous_commit
-// off, for writers that bypass both the triggers and the log, and for a machine whose clocks all
-// stood still, until its first poll.
+// off, for writers that bypass both the triggers and the log (as logical replication does when it
+// applies rows, and ATTACH and DETACH of partitions), and for a machine whose clocks all stood still,
+// until its first poll.
+//
+// A server that is put back to an earlier state without crash recovery, such as a copy of its files
+// made while it was shut down, continues its timeline with ids that it has given before. A node that
+// ran meanwhile sees that its polls or the values it served are ahead, and begins a new timeline; nodes
+// that all started anew cannot see it. After such a restore: delete from freshet.timeline.
 package coherence

@@ -15,23 +15,24 @@ func (i Instant) Add(d time.Duration) Instant { return i + Instant(d) }
 // or [Wrote].
 type Event interface{ event() }
 
-// PollReturned: a poll that began at Sent, when [Follower.Send] gave Mark, came back.
+// PollReturned says that a poll came back that began at Sent, when [Follower.Send] gave Mark.
 type PollReturned struct {
 	Sent   Instant
 	Mark   uint64
 	Result PollResult
 }
 
-// HintHeard: another node published a hint, or this node heard its own.
+// HintHeard says that another node published a hint, or that this node heard its own.
 type HintHeard struct{ Hint Hint }
 
-// PeerHeard: a node's heartbeat says how many hints it has published.
+// PeerHeard says how many hints a node has published, by its heartbeat.
 type PeerHeard struct{ Boot, Seq uint64 }
 
-// HintsMissed: the bus says that hints may be lost, for example after a reconnect.
+// HintsMissed says that hints may be lost, for example after a reconnect.
 type HintsMissed struct{}
 
-// Wrote: this node's own transaction committed, or may have: its outcome is not known.
+// Wrote says that this node's own transaction committed, or may have: its outcome is not known. Without
+// a timeline it says that nothing is known of the transaction but that it may have committed.
 type Wrote struct {
 	Timeline uint64
 	XID      uint64

@@ -12,8 +12,10 @@ import (
 
 // The wire form of hints: nodes of different builds read each other's.
 func TestHintGolden(t *testing.T) {
-	h := coherence.Hint{Boot: 0x0102030405060708, Seq: 9, Timeline: 0x0fffffffffffffff, XID: 1000,
-		Scopes: []coherence.ScopeHash{coherence.Entity("product", "42").Hash(), 1}}
+	h := coherence.Hint{
+		Boot: 0x0102030405060708, Seq: 9, Timeline: 0x0fffffffffffffff, XID: 1000,
+		Scopes: []coherence.ScopeHash{coherence.Entity("product", "42").Hash(), 1},
+	}
 	const want = "4668" + "01" + "0102030405060708" + "0000000000000009" + "0fffffffffffffff" + "00000000000003e8" + "0002" +
 		"4688089d93df2b86" + "0000000000000001"
 	b, err := h.AppendBinary(nil)

@@ -31,6 +31,7 @@ func (w memoryWriter) Begin(*testing.T) logtest.Transaction { return w.Memory.Be
 
 func TestPostgresLog(t *testing.T) {
 	logtest.Exercise(t, func(t *testing.T) (coherence.Log, logtest.Writer) {
+		t.Helper()
 		db, dsn := database(t)
 		return openLog(t, dsn, 5*time.Second), postgresWriter{db}
 	})
@@ -322,7 +323,7 @@ func TestPollPlan(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer conn.Close() //nolint:errcheck // a test's connection
+	defer conn.Close()
 	for _, s := range []string{
 		`set plan_cache_mode = force_generic_plan`, `set enable_seqscan = off`, `set enable_bitmapscan = off`, `set jit = off`,
 		`prepare poll as ` + coherence.PollQuery,

@@ -82,9 +82,6 @@ func (s Snapshot) String() string {
 	return string(s.appendText(b))
 }
 
-// postgres is the text that Postgres reads as a pg_snapshot.
-func (s Snapshot) postgres() string { return string(s.appendText(nil)) }
-
 func (s Snapshot) appendText(b []byte) []byte {
 	b = strconv.AppendUint(b, s.Xmin, 10)
 	b = append(b, ':')

@@ -287,9 +287,10 @@ func (t *Tracker) poll(ctx context.Context) bool {
 			break
 		}
 	}
-	close(waiting.done)
 	failed := waiting.err != nil
-	if failed != t.failing.Swap(failed) {
+	changed := failed != t.failing.Swap(failed)
+	close(waiting.done)
+	if changed {
 		if failed {
 			t.log.Warn("coherence: polling fails; nothing newer can be proven", "error", waiting.err)
 		} else {

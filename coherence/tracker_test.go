@@ -74,6 +74,11 @@ func (failing) Renew(context.Context, uint64) error              { return errAwa
 func (failing) Trim(context.Context, time.Duration) (int, error) { return 0, errAway }
 func (failing) Close() error                                     { return nil }
 
+// pass lets the virtual time of a test's bubble go by.
+func pass(d time.Duration) {
+	time.Sleep(d) //nolint:forbidigo // inside testing/synctest
+}
+
 const interval = 250 * time.Millisecond // the default
 
 // Polls are an interval apart, within a fifth of it, and cost nothing in between.
@@ -88,7 +93,7 @@ func TestTrackerInterval(t *testing.T) {
 		shortest, longest := time.Hour, time.Duration(0)
 		last, polls := tracker.Now(), 1
 		for polls < 500 {
-			time.Sleep(time.Millisecond)
+			pass(time.Millisecond)
 			synctest.Wait()
 			if n := log.Polls(); n != polls {
 				if n != polls+1 {
@@ -160,7 +165,7 @@ func TestTrackerSent(t *testing.T) {
 		}
 		last := tracker.Latest()
 		log.Fail(errAway)
-		time.Sleep(time.Minute)
+		pass(time.Minute)
 		if tracker.Latest() != last {
 			t.Error("the latest poll changed while polls fail")
 		}
@@ -187,7 +192,7 @@ func TestTrackerBarrierShares(t *testing.T) {
 		first := make(chan struct{})
 		go func() { defer close(first); barrier(t, tracker) }()
 		synctest.Wait()
-		time.Sleep(time.Millisecond)
+		pass(time.Millisecond)
 		xid := log.Commit(coherence.Entity("n", "1"))
 		if p := barrier(t, tracker); !p.Sees(xid) {
 			t.Errorf("a barrier called after the commit of %d got the poll at %s", xid, p)
@@ -209,7 +214,7 @@ func TestTrackerHurry(t *testing.T) {
 		log := logtest.NewMemory()
 		tracker := startTracker(t, coherence.TrackerConfig{Log: log, Interval: time.Second})
 		barrier(t, tracker)
-		time.Sleep(500 * time.Millisecond)
+		pass(500 * time.Millisecond)
 		synctest.Wait()
 		before := log.Polls()
 		tracker.Observe(coherence.HintsMissed{})
@@ -220,7 +225,7 @@ func TestTrackerHurry(t *testing.T) {
 		before = log.Polls()
 		for range 1000 {
 			tracker.Observe(coherence.HintsMissed{})
-			time.Sleep(time.Millisecond)
+			pass(time.Millisecond)
 		}
 		if polls := log.Polls() - before; polls < 9 || polls > 11 {
 			t.Errorf("%d polls in a second of gaps, want 10", polls)
@@ -240,7 +245,7 @@ func TestTrackerNeverCatchesUp(t *testing.T) {
 			tx.Change(coherence.Entity("n", fmt.Sprint(i)))
 		}
 		tx.Commit()
-		time.Sleep(5 * time.Second)
+		pass(5 * time.Second)
 		p := tracker.Latest()
 		if !p.Sees(tx.XID()) || tracker.Failing() {
 			t.Fatalf("still at %s after 5 s", p)
@@ -376,7 +381,7 @@ func TestTrackerTrims(t *testing.T) {
 		tracker := startTracker(t, coherence.TrackerConfig{Log: log, Retention: time.Minute})
 		for range 300 {
 			log.Commit(coherence.Entity("n", "1"))
-			time.Sleep(time.Second)
+			pass(time.Second)
 		}
 		r, err := log.Poll(t.Context(), coherence.Snapshot{}, 1000)
 		if err != nil || len(r.Changes) > 130 || len(r.Changes) < 59 {

@@ -130,8 +130,10 @@ func TestWatch(t *testing.T) {
 		statement string
 		want      []string
 	}{
-		{`insert into products values (1, 7, 'a'), (2, 8, null)`,
-			[]string{"e:product:1:", "e:product:2:", "t::product:", "t::category:7:", "t::category:8:", "t::7/a:"}},
+		{
+			`insert into products values (1, 7, 'a'), (2, 8, null)`,
+			[]string{"e:product:1:", "e:product:2:", "t::product:", "t::category:7:", "t::category:8:", "t::7/a:"},
+		},
 		{`insert into products values (3, null, 'c')`, []string{"e:product:3:", "t::product:"}},
 		{`update products set name = 'b' where id = 1`, []string{"e:product:1:", "t::product:", "t::category:7:", "t::7/a:", "t::7/b:"}},
 		{`update products set category_id = 9 where id = 2`, []string{"e:product:2:", "t::product:", "t::category:8:", "t::category:9:"}},
@@ -139,10 +141,14 @@ func TestWatch(t *testing.T) {
 		{`update products set name = name where false`, nil},
 		{`delete from products where id = 100`, nil},
 		{`insert into products values (1, 7, 'z') on conflict do nothing`, nil},
-		{`insert into products values (1, 7, 'z'), (4, null, 'n') on conflict (id) do update set name = excluded.name`,
-			[]string{"e:product:1:", "e:product:4:", "t::product:", "t::product:", "t::category:7:", "t::7/b:", "t::7/z:"}},
-		{`with gone as (delete from products where id = 4 returning 1) insert into products select 5, 1, 'e' from gone`,
-			[]string{"e:product:4:", "e:product:5:", "t::product:", "t::product:", "t::category:1:", "t::1/e:"}},
+		{
+			`insert into products values (1, 7, 'z'), (4, null, 'n') on conflict (id) do update set name = excluded.name`,
+			[]string{"e:product:1:", "e:product:4:", "t::product:", "t::product:", "t::category:7:", "t::7/b:", "t::7/z:"},
+		},
+		{
+			`with gone as (delete from products where id = 4 returning 1) insert into products select 5, 1, 'e' from gone`,
+			[]string{"e:product:4:", "e:product:5:", "t::product:", "t::product:", "t::category:1:", "t::1/e:"},
+		},
 		{`truncate products`, []string{"n:product::", "t::product:", "a:::"}},
 	} {
 		do(t, db, step.statement)
@@ -152,7 +158,7 @@ func TestWatch(t *testing.T) {
 
 	// COPY, as bulk loaders write.
 	tx := begin(t, db)
-	copying, err := tx.PrepareContext(t.Context(), pq.CopyIn("products", "id", "category_id", "name"))
+	copying, err := tx.PrepareContext(t.Context(), `copy products (id, category_id, name) from stdin`)
 	if err != nil {
 		t.Fatal(err)
 	}

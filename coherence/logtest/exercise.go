@@ -154,6 +154,7 @@ func longTransaction(_ *testing.T, r *reader) {
 }
 
 func histories(t *testing.T, r *reader) {
+	t.Helper()
 	const seed = 1
 	random := rand.New(rand.NewPCG(seed, 0))
 	written, read := map[uint64]int{}, map[uint64]int{}
@@ -197,6 +198,7 @@ func histories(t *testing.T, r *reader) {
 }
 
 func overrun(t *testing.T, r *reader) {
+	t.Helper()
 	tx := r.Begin(t)
 	for i := range 11 {
 		tx.Change(coherence.Entity("n", fmt.Sprint(i)))
@@ -226,6 +228,7 @@ func (r *reader) trimAll() (gone int) {
 }
 
 func trim(t *testing.T, r *reader) {
+	t.Helper()
 	slept := r.last.Snapshot
 	a := r.commit(coherence.Entity("n", "1"))
 	if n, err := r.log.Trim(t.Context(), 1<<40); n != 0 || err != nil {
@@ -250,6 +253,7 @@ func trim(t *testing.T, r *reader) {
 }
 
 func trimWhileOpen(t *testing.T, r *reader) {
+	t.Helper()
 	long := r.Begin(t)
 	long.Change(coherence.Entity("n", "long"))
 	a := r.commit(coherence.Entity("n", "1"))
@@ -266,6 +270,7 @@ func trimWhileOpen(t *testing.T, r *reader) {
 }
 
 func renew(t *testing.T, r *reader) {
+	t.Helper()
 	first := r.last.Snapshot.Timeline
 	if err := r.log.Renew(t.Context(), first+1); err != nil {
 		t.Fatal(err)
