@@ -118,7 +118,7 @@ func TestI9CloseWithoutServers(t *testing.T) {
 		}
 		s.wholeRedis()
 	})
-	quick := func(c *node.Config, _ *node.CacheConfig[Thing]) { c.Postgres.LoadTimeout = time.Second }
+	quick := func(c *node.Config, _ *node.CacheConfig[Thing]) { c.Postgres.LoadTimeout = 300 * time.Millisecond }
 	for _, c := range []struct {
 		name string
 		away func() error

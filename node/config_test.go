@@ -76,8 +76,11 @@ func TestCacheConfig(t *testing.T) {
 		{"nil function", node.CacheConfig[Thing]{Namespace: "x", Source: node.Func[Thing](nil)}, []string{"Func"}},
 		{"no parameter", node.CacheConfig[Thing]{Namespace: "x", Source: node.SQL[Thing]("select 1")}, []string{"$1"}},
 		{"names", node.CacheConfig[Thing]{Namespace: "Pro duct", View: "a:b", Source: source}, []string{"Pro duct", "a:b"}},
-		{"negative", node.CacheConfig[Thing]{Namespace: "x", Source: source, TTL: -1, NegativeTTL: -1, MaxEntries: -1, MaxBytes: -1},
-			[]string{"TTL", "NegativeTTL", "MaxEntries", "MaxBytes"}},
+		{
+			"negative",
+			node.CacheConfig[Thing]{Namespace: "x", Source: source, TTL: -1, NegativeTTL: -1, MaxEntries: -1, MaxBytes: -1},
+			[]string{"TTL", "NegativeTTL", "MaxEntries", "MaxBytes"},
+		},
 		{"twice", node.CacheConfig[Thing]{Namespace: "thing", Source: source}, []string{"one already"}},
 	} {
 		_, err := node.NewCache(r.Node, c.c)

@@ -48,14 +48,14 @@ func TestI6Herd(t *testing.T) {
 				close(start)
 				readers.Wait()
 			}
-			real := calls.Load()
+			called := calls.Load()
 			if c == "sql" {
-				if err := s.db.Get(&real, `select last_value from loaded`); err != nil {
+				if err := s.db.Get(&called, `select last_value from loaded`); err != nil {
 					t.Fatal(err)
 				}
 			}
-			if n := sum(r, loads); n != rounds || real != rounds {
-				t.Errorf("%d loads (%d counted) of %d things", real, n, rounds)
+			if n := sum(r, loads); n != rounds || called != rounds {
+				t.Errorf("%d loads (%d counted) of %d things", called, n, rounds)
 			}
 		})
 	}

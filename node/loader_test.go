@@ -240,10 +240,10 @@ func TestOneBadIDOfABatch(t *testing.T) {
 // or L2.
 func TestI2SlowLoader(t *testing.T) {
 	s := newSite(t)
-	slow := `select id, name, kind, revision from things where id = any($1) and pg_sleep(0.4) is not null`
+	slow := `select id, name, kind, revision from things where id = any($1) and pg_sleep(0.3) is not null`
 	r := s.openAll(2, func(_ *node.Config, c *node.CacheConfig[Thing]) { c.Source = node.SQL[Thing](slow) })
 	var readers sync.WaitGroup
-	for n := range 3 {
+	for n := range 2 {
 		id := thing(60 + n)
 		running := r[0].Stats().Source.Running
 		readers.Go(func() { s.get(r[0], id) })
@@ -272,6 +272,23 @@ func TestI2SlowLoader(t *testing.T) {
 		}
 		if e := s.get(r[1], id, node.AtLeast(token)); e.Value.Revision != want {
 			t.Errorf("L2 is poisoned: %+v", e)
+		}
+	}
+}
+
+// A migration under a running service changes a column's type: loads go on without a restart.
+func TestColumnChangesItsType(t *testing.T) {
+	s := newSite(t)
+	r := s.open(func(c *node.Config, _ *node.CacheConfig[Thing]) { c.Postgres.MaxConns = 2 })
+	s.ready(r)
+	for n := range 4 {
+		s.get(r, thing(n+1))
+	}
+	s.exec(`alter table things alter column kind type varchar(100)`)
+	s.exec(`alter table things add column later text`)
+	for n := range 8 {
+		if e := s.get(r, thing(n+1), node.Within(0)); !e.Fresh || e.Value.Kind == "" {
+			t.Errorf("%+v", e)
 		}
 	}
 }

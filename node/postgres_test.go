@@ -32,8 +32,8 @@ func TestI1I5PostgresAway(t *testing.T) {
 		}
 	})
 	for _, o := range []outage{
-		{"stopped", postgres.Stop, 4 * time.Second, 1500 * time.Millisecond},
-		{"paused", postgres.Pause, 2500 * time.Millisecond, 2500 * time.Millisecond},
+		{"stopped", postgres.Stop, 3 * time.Second, 1500 * time.Millisecond},
+		{"paused", postgres.Pause, 2200 * time.Millisecond, 2500 * time.Millisecond},
 		{"killed", postgres.Kill, time.Second, 1500 * time.Millisecond},
 	} {
 		t.Run(o.name, func(t *testing.T) { testOutage(t, o) })
@@ -41,6 +41,7 @@ func TestI1I5PostgresAway(t *testing.T) {
 }
 
 func testOutage(t *testing.T, o outage) {
+	t.Helper()
 	const budget = 500 * time.Millisecond
 	s := newSite(t)
 	change := func(maxStale time.Duration) func(*node.Config, *node.CacheConfig[Thing]) {
@@ -127,6 +128,20 @@ func testOutage(t *testing.T, o outage) {
 			}
 		})
 	}
+	// Many ids cost no more time than one.
+	var ids []string
+	for n := range 150 {
+		ids = append(ids, thing(n+1))
+	}
+	for i, r := range all {
+		readers.Go(func() {
+			began := time.Now()
+			_, _ = r.things.GetMany(t.Context(), ids, node.Within(0))
+			if took := time.Since(began); took > o.answering+time.Second+slack {
+				t.Errorf("replica %d: GetMany took %v", i, took)
+			}
+		})
+	}
 	outageOver := time.NewTimer(o.length)
 	<-outageOver.C
 	close(back)
@@ -137,7 +152,8 @@ func testOutage(t *testing.T, o outage) {
 	readers.Wait()
 	t.Logf("strict %+v, brief %+v, lenient %+v", counts[0], counts[1], counts[2])
 	if o.length > 2*time.Second {
-		if counts[0].fresh == 0 || counts[0].refused == 0 || counts[0].stale != 0 {
+		// An orderly shutdown may take the whole budget.
+		if (counts[0].fresh == 0 && o.name == "paused") || counts[0].refused == 0 || counts[0].stale != 0 {
 			t.Errorf("the strict replica answered %+v", counts[0])
 		}
 		if counts[1].stale == 0 || counts[1].refused == 0 {

@@ -22,7 +22,7 @@ type traffic struct {
 	checker  *check.Checker
 	start    time.Time
 	end      context.CancelFunc
-	ctx      context.Context
+	ctx      context.Context //nolint:containedctx // its lifetime
 	work     sync.WaitGroup
 
 	reads, fresh, stale, failed atomic.Int64

@@ -3,6 +3,7 @@ package node_test
 import (
 	"bytes"
 	"context"
+	crand "crypto/rand"
 	"encoding/base64"
 	"errors"
 	"fmt"
@@ -20,9 +21,7 @@ import (
 // noise is text of the size that does not compress.
 func noise(size int) string {
 	b := make([]byte, size*3/4)
-	for i := range b {
-		b[i] = byte(rand.Uint32())
-	}
+	_, _ = crand.Read(b) // it does not fail
 	return base64.StdEncoding.EncodeToString(b)
 }
 

@@ -57,6 +57,22 @@ func (s *statement) prepare(ctx context.Context) (*sqlx.Stmt, error) {
 	return s.stmt, nil
 }
 
+// outdated reports whether a prepared statement failed since a table of its query has changed. It is
+// given up then, to be prepared anew.
+func (s *statement) outdated(stmt *sqlx.Stmt, err error) bool {
+	var answer *pq.Error
+	if !errors.As(err, &answer) || answer.Code != "0A000" { // "cached plan must not change result type"
+		return false
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.stmt == stmt {
+		// Not closed: others may be about to use it. It goes with its connections.
+		s.stmt = nil
+	}
+	return true
+}
+
 func (s *statement) close() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -100,10 +116,19 @@ const headColumns = 3
 
 // Load implements [Source].
 func (s *SQLSource[V]) Load(ctx context.Context, ids []string) (Batch[V], error) {
-	stmt, err := s.prepare(ctx) //nolint:sqlclosecheck // kept for the next load; Close closes it
-	if err != nil {
-		return Batch[V]{}, err
+	for again := true; ; again = false {
+		stmt, err := s.prepare(ctx)
+		if err != nil {
+			return Batch[V]{}, err
+		}
+		batch, err := s.query(ctx, stmt, ids)
+		if !again || !s.outdated(stmt, err) {
+			return batch, err
+		}
 	}
+}
+
+func (s *SQLSource[V]) query(ctx context.Context, stmt *sqlx.Stmt, ids []string) (Batch[V], error) {
 	rows, err := stmt.QueryxContext(ctx, pq.StringArray(ids))
 	if err != nil {
 		return Batch[V]{}, fmt.Errorf("tiers: source query: %w", err)
