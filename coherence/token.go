@@ -1,6 +1,7 @@
 package coherence
 
 import (
+	"cmp"
 	"encoding/base64"
 	"errors"
 	"fmt"
@@ -26,8 +27,14 @@ type Token struct {
 // TokenOf is the token of a session that has seen the state of a snapshot.
 func TokenOf(s Snapshot) Token { return Token{snapshot: s} }
 
-// TokenOfWrite is the token of a session that has written in one transaction.
+// unknownTimeline is that of a write whose timeline had not begun yet, just after a crash of Postgres: no
+// snapshot is of it, so every read with its token polls.
+const unknownTimeline = 1<<64 - 1
+
+// TokenOfWrite is the token of a session that has written in one transaction. Timeline 0 is taken for
+// one that is not known.
 func TokenOfWrite(timeline, xid uint64) Token {
+	timeline = cmp.Or(timeline, unknownTimeline)
 	return Token{snapshot: Snapshot{Timeline: timeline}, xids: []uint64{xid}}
 }
 

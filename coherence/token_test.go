@@ -73,6 +73,10 @@ func TestTokenForms(t *testing.T) {
 			t.Errorf("%.60q parses as %v", text, token)
 		}
 	}
+	early, err := coherence.ParseToken(coherence.TokenOfWrite(0, 7).String())
+	if err != nil || early.IsZero() || early.SeenBy(wide) {
+		t.Errorf("a write before the timeline began: token %q, %v, seen by any snapshot %v", early, err, early.SeenBy(wide))
+	}
 	if token := coherence.TokenOfWrite(2, 7); token.SeenBy(wide) {
 		t.Error("a token of another timeline is met")
 	}

@@ -129,7 +129,8 @@ func (p *Postgres) dsn(database string) string {
 		User:     url.UserPassword(postgresUser, p.password),
 		Host:     p.process.site.ports.addr(postgresPort),
 		Path:     database,
-		RawQuery: "sslmode=disable",
+		// The role's name is that of the library's schema, which "$user" would put before public.
+		RawQuery: "sslmode=disable&search_path=public",
 	}
 	return u.String()
 }
