@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"os"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -69,6 +70,7 @@ type cohort struct {
 	done chan struct{} // closed when the poll is back; err and poll are set before
 	poll *Poll
 	err  error
+	size int // callers that have come; guarded by the tracker's mu
 }
 
 func newCohort() *cohort { return &cohort{done: make(chan struct{})} }
@@ -131,6 +133,7 @@ func (t *Tracker) Stamps() *Stamps { return &t.stamps }
 func (t *Tracker) Barrier(ctx context.Context) (*Poll, error) {
 	t.mu.Lock()
 	c := t.next
+	c.size++
 	ask(t.wake)
 	t.mu.Unlock()
 	select {
@@ -272,8 +275,28 @@ func (t *Tracker) run(ctx context.Context) {
 	}
 }
 
+// maxYields bounds how often a poll lets other goroutines go first.
+const maxYields = 16
+
+// gather lets callers that are about to ask for a poll do so, as long as more come: a crowd that begins
+// at once then shares few polls, however long the scheduler takes to let all of it begin.
+func (t *Tracker) gather() {
+	before := 1
+	for range maxYields {
+		t.mu.Lock()
+		now := t.next.size
+		t.mu.Unlock()
+		if now <= before {
+			return
+		}
+		before = now
+		runtime.Gosched()
+	}
+}
+
 // poll sends one poll, or another when the first cannot be relied on, and answers the cohort.
 func (t *Tracker) poll(ctx context.Context) bool {
+	t.gather()
 	t.mu.Lock()
 	waiting := t.next
 	t.next = newCohort()

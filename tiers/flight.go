@@ -54,10 +54,31 @@ const maxBatch = 100
 // fly joins the flight of an id or starts one.
 func (c *Cache[V]) fly(id string, r *reading) *flight[V] {
 	f, leading := c.board(id, r)
-	if leading {
-		c.depart([]*flight[V]{f})
+	if leading && !c.nearL2(f) {
+		c.depart([]*flight[V]{f}, c.L2 != nil)
 	}
 	return f
+}
+
+// nearL2 lands a flight with what L2 has, on the reader's own goroutine: a hit in L2 then needs no
+// other, whose start, stack and wake-ups would cost more than the trip to Redis. It takes L2's time-out
+// at most, whatever the reader's context says: others may have joined.
+func (c *Cache[V]) nearL2(f *flight[V]) (landed bool) {
+	if c.L2 == nil {
+		return false
+	}
+	defer func() {
+		if p := recover(); p != nil { // the decoding of the application's type
+			c.Logger.Error("tiers: a load panicked", "namespace", c.config.Namespace, "panic", p, "stack", string(debug.Stack()))
+			c.land(f, nil, fmt.Errorf("the load panicked: %v", p))
+			landed = true
+		}
+		if landed {
+			c.work.Done()
+		}
+	}()
+	b, err := c.L2.Get(c.life, f.key)
+	return err == nil && c.landEntry(f, b, TierL2)
 }
 
 // flyAll joins or starts the flights of the ids at the given places, the new ones together in batches.
@@ -72,7 +93,7 @@ func (c *Cache[V]) flyAll(ids []string, places []int, r *reading) []*flight[V] {
 		}
 	}
 	for batch := range slices.Chunk(lead, maxBatch) {
-		c.depart(batch)
+		c.depart(batch, false)
 	}
 	return all
 }
@@ -116,8 +137,8 @@ func (c *Cache[V]) board(id string, r *reading) (f *flight[V], leading bool) {
 }
 
 // depart runs the flights in a goroutine of their own, so that no reader's context or panic ends them
-// for the others. They all land within LoadTimeout, whatever the source does.
-func (c *Cache[V]) depart(batch []*flight[V]) {
+// for the others. They all land within LoadTimeout, whatever the source does. missed: L2 has been asked.
+func (c *Cache[V]) depart(batch []*flight[V], missed bool) {
 	ctx, cancel := context.WithTimeoutCause(c.life, c.LoadTimeout, fmt.Errorf("no answer within %v: %w", c.LoadTimeout, context.DeadlineExceeded))
 	stop := context.AfterFunc(ctx, func() {
 		for _, f := range batch {
@@ -139,7 +160,11 @@ func (c *Cache[V]) depart(batch []*flight[V]) {
 			cancel()
 			c.work.Add(-len(batch))
 		}()
-		c.run(ctx, batch)
+		rest := batch
+		if !missed {
+			rest = c.fromL2(ctx, batch)
+		}
+		c.run(ctx, rest)
 	}()
 }
 
@@ -157,9 +182,8 @@ func (c *Cache[V]) land(f *flight[V], it *item[V], err error) {
 	delete(c.flights.byID, f.id)
 }
 
-// run is the course of a flight: L2, lease, owner, source.
+// run is the course of a flight that L2 has nothing for: lease, owner, source.
 func (c *Cache[V]) run(ctx context.Context, batch []*flight[V]) {
-	batch = c.fromL2(ctx, batch)
 	if len(batch) == 0 {
 		return
 	}
@@ -216,7 +240,7 @@ func (c *Cache[V]) landEntry(f *flight[V], b []byte, from Tier) bool {
 func (c *Cache[V]) underLease(ctx context.Context, batch, alone []*flight[V]) {
 	patience := c.Tracker.Now().Add(c.LeaseWait)
 	token := rand.Text() // of this load, not of this process: what an old holder does must not pass for a new one's
-	for pause := time.Millisecond; ; pause = min(2*pause, 16*time.Millisecond) {
+	for pause := 500 * time.Microsecond; ; pause = min(pause*3/2, 16*time.Millisecond) {
 		last := ctx.Err() != nil || c.Tracker.Now() >= patience
 		var others []*flight[V]
 		load := alone
