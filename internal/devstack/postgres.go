@@ -125,10 +125,10 @@ func (p *Postgres) DSN() string { return p.dsn(postgresDatabase) }
 
 func (p *Postgres) dsn(database string) string {
 	u := url.URL{
-		Scheme:   "postgres",
-		User:     url.UserPassword(postgresUser, p.password),
-		Host:     p.process.site.ports.addr(postgresPort),
-		Path:     database,
+		Scheme: "postgres",
+		User:   url.UserPassword(postgresUser, p.password),
+		Host:   p.process.site.ports.addr(postgresPort),
+		Path:   database,
 		// The role's name is that of the library's schema, which "$user" would put before public.
 		RawQuery: "sslmode=disable&search_path=public",
 	}
