@@ -52,7 +52,6 @@ type Config struct {
 	Probes     float64       // writes sampled for change latency per second; 0 = 20, negative = none
 	ProbeLimit time.Duration // after which a change counts as not seen; 0 = 5 s
 	Sweep      int           // written products compared at the end; 0 = 10,000, negative = none
-
 }
 
 func (c Config) rate() float64                { return cmp.Or(c.Rate, 1000) }
