@@ -32,7 +32,7 @@ func TestI1I5PostgresAway(t *testing.T) {
 		}
 	})
 	for _, o := range []outage{
-		{"stopped", postgres.Stop, 3 * time.Second, 1500 * time.Millisecond},
+		{"stopped", postgres.Stop, 10 * time.Second, 1500 * time.Millisecond},
 		{"paused", postgres.Pause, 2200 * time.Millisecond, 2500 * time.Millisecond},
 		{"killed", postgres.Kill, time.Second, 1500 * time.Millisecond},
 	} {

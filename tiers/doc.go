@@ -13,9 +13,9 @@
 // [Cache.Lookup] is the hit in L1: a look-up under one shard's read lock, a few atomic loads, no
 // allocation. Everything else is in read.go, in the order in which it runs: prove that the node's
 // knowledge is as recent as the reader wants it, look at L1 once more, then join or lead a flight,
-// and check what it brought when it is returned. What a flight does is in flight.go: L2, then a lease
-// so that one replica loads, then the owner replica when Redis is out, then the source behind a
-// [Bulkhead].
+// and check what it brought when it is returned. What proves an answer FRESH, and what may be given as
+// STALE, is in proof.go. What a flight does is in flight.go: L2, then a lease so that one replica
+// loads, then the owner replica when Redis is out, then the source behind a [Bulkhead].
 //
 // # What bounds it
 //

@@ -1,0 +1,131 @@
+package tiers
+
+import (
+	"context"
+	"errors"
+
+	"github.com/freshet-cache/freshet/coherence"
+)
+
+// proven reports whether knowledge as of the poll is what the read wants.
+func (r *reading) proven(poll *coherence.Poll, now coherence.Instant) bool {
+	if poll == nil {
+		return false
+	}
+	if r.barrier != nil && !poll.Before(r.barrier) {
+		return true
+	}
+	return now.Sub(poll.Sent) <= r.Budget && r.Token.SeenBy(poll.Snapshot)
+}
+
+// prove makes sure that the latest poll is what the read wants, polling if it is not. The error says
+// why it cannot be.
+func (c *Cache[V]) prove(ctx context.Context, id string, r *reading) error {
+	if r.proven(c.Tracker.Latest(), c.Tracker.Now()) {
+		return nil
+	}
+	if c.Tracker.Failing() {
+		// Waiting for the next attempt would make every read slow while Postgres is away. Without a STALE
+		// answer at hand there is nothing better to do.
+		if _, ok := c.stale(id, nil, r); ok {
+			return errors.New("the last poll of Postgres failed")
+		}
+	}
+	return c.poll(ctx, r)
+}
+
+// proveAgain is prove after a flight whose item could not be labelled FRESH: it has changed meanwhile,
+// or the proof ran out of the budget. An item of another history than the latest poll's says that
+// Postgres has restarted: then nothing but a new poll proves anything.
+func (c *Cache[V]) proveAgain(ctx context.Context, id string, it *item[V], r *reading) error {
+	if it.ofHistory(c.Tracker.Latest()) {
+		return c.prove(ctx, id, r)
+	}
+	return c.poll(ctx, r)
+}
+
+// ofHistory reports whether the item's snapshot and the poll's can be compared.
+func (it *item[V]) ofHistory(poll *coherence.Poll) bool {
+	return it.snapshot.Timeline != 0 && (poll == nil || poll.Timeline == it.snapshot.Timeline)
+}
+
+// poll waits for a poll sent from now on.
+func (c *Cache[V]) poll(ctx context.Context, r *reading) error {
+	ctx, cancel := context.WithTimeout(ctx, c.ProofTimeout)
+	defer cancel()
+	poll, err := c.Tracker.Barrier(ctx)
+	if err != nil {
+		return err
+	}
+	r.barrier = poll
+	return nil
+}
+
+// label checks the item at its return: whether it may be served as FRESH, and with which bound.
+func (c *Cache[V]) label(it *item[V], tier Tier, r *reading) (Result[V], bool) {
+	poll := c.Tracker.Latest()
+	now := c.Tracker.Now()
+	if it.order > r.order && it.ofHistory(poll) {
+		c.revalidate(it) // notes what is served
+		return it.result(tier, true, now.Sub(it.loaded), now, poll), true
+	}
+	if now >= it.expires || !c.revalidate(it) {
+		return Result[V]{}, false
+	}
+	as := it.loaded
+	if poll != nil {
+		as = max(as, poll.Sent)
+		it.checked.Store(int64(poll.Sent))
+	}
+	// A load of this node within the budget proves as much as a poll, but nothing of a token.
+	if !r.proven(poll, now) && (now.Sub(it.loaded) > r.Budget || !r.Token.IsZero()) {
+		return Result[V]{}, false
+	}
+	return it.result(tier, true, now.Sub(as), now, poll), true
+}
+
+// revalidate reports whether the item is valid as far as the node knows, and notes that it is.
+func (c *Cache[V]) revalidate(it *item[V]) bool {
+	sum := c.stamps.Sum(&it.stamps) // before the check: what comes in between shows next time
+	if !c.Tracker.Admit(it.scopes[viewScope], it.scopes, it.snapshot) {
+		return false
+	}
+	it.sum.Store(sum)
+	return true
+}
+
+// stale finds an answer for a read that cannot have a FRESH one: the newer of what is in L1 and what
+// the last flight brought, nil if there was none.
+func (c *Cache[V]) stale(id string, last *item[V], r *reading) (Result[V], bool) {
+	if r.MaxStale <= 0 {
+		return Result[V]{}, false
+	}
+	poll := c.Tracker.Latest()
+	it, _ := c.l1.get(id)
+	tier := TierL1
+	as, ok := c.reflects(it, poll, r)
+	if other, allowed := c.reflects(last, poll, r); allowed && (!ok || other > as) {
+		it, tier, as, ok = last, last.tier, other, true
+	}
+	now := c.Tracker.Now()
+	if !ok || now.Sub(as) > r.MaxStale {
+		return Result[V]{}, false
+	}
+	return it.result(tier, false, now.Sub(as), now, poll), true
+}
+
+// reflects is the instant before which the item reflects every commit, as far as is known. It reports
+// false if the item cannot be given to the reader even as STALE: it may lack a write of this replica,
+// or something that the reader's session has seen.
+func (c *Cache[V]) reflects(it *item[V], poll *coherence.Poll, r *reading) (coherence.Instant, bool) {
+	if it == nil {
+		return noInstant, false
+	}
+	as := max(it.loaded, coherence.Instant(it.checked.Load()))
+	seen := r.Token.SeenBy(it.snapshot)
+	if poll != nil && c.Tracker.Valid(it.scopes[viewScope], it.scopes, it.snapshot) {
+		as = max(as, poll.Sent)
+		seen = seen || r.Token.SeenBy(poll.Snapshot)
+	}
+	return as, seen && !c.Own.writtenSince(as, it.scopes)
+}
