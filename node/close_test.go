@@ -222,3 +222,36 @@ func TestRegistryIsLeftClean(t *testing.T) {
 		t.Errorf("%d families of metrics after Close, %v", len(families), err)
 	}
 }
+
+// I9: Close waits for a write under way, and its hint reaches the others.
+func TestI9CloseWaitsForWrites(t *testing.T) {
+	s := newSite(t)
+	r := s.openReady(2)
+	inside, goOn := make(chan struct{}), make(chan struct{})
+	written, closed := make(chan error, 1), make(chan error, 1)
+	go func() {
+		_, err := r[0].Write(t.Context(), func(tx *node.Tx) error {
+			close(inside)
+			<-goOn
+			return tx.Invalidate("thing", "thing-1")
+		})
+		written <- err
+	}()
+	<-inside
+	heard := r[1].Stats().HintsReceived
+	go func() { closed <- r[0].Close() }()
+	s.until("new writes are refused", func() bool {
+		_, err := r[0].Invalidate(t.Context(), "thing")
+		return errors.Is(err, node.ErrClosed)
+	})
+	select {
+	case err := <-closed:
+		t.Fatalf("closed during a write: %v", err)
+	default:
+	}
+	close(goOn)
+	if err := errors.Join(<-written, <-closed); err != nil {
+		t.Error(err)
+	}
+	s.until("the other replica hears of it", func() bool { return r[1].Stats().HintsReceived > heard })
+}

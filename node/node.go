@@ -1,7 +1,6 @@
 package node
 
 import (
-	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/binary"
@@ -43,6 +42,8 @@ type Node struct {
 
 	stop context.CancelFunc // ends the membership
 	work sync.WaitGroup
+
+	writes sync.WaitGroup // under way; entered under mu, unless closed
 
 	mu     sync.RWMutex
 	caches map[cacheName]cache // every cache made on this node
@@ -98,7 +99,7 @@ func (n *Node) open() error {
 	if n.loads, err = coherence.OpenPool(pool); err != nil {
 		return err
 	}
-	pool.ReadTimeout, pool.Runtime = cmp.Or(c.Postgres.WriteTimeout, 30*time.Second), map[string]string{"application_name": "freshet-" + c.App}
+	pool.ReadTimeout, pool.Runtime = c.writeTimeout(), map[string]string{"application_name": "freshet-" + c.App}
 	if n.db, err = coherence.OpenPool(pool); err != nil {
 		return err
 	}
@@ -205,8 +206,9 @@ func (n *Node) hear(h coherence.Hint) {
 	n.tracker.Observe(coherence.HintHeard{Hint: h})
 }
 
-// Close ends the node: reads fail with [ErrClosed], loads under way end, hints are sent, and every
-// goroutine and connection is gone when it returns. It waits for loads no longer than
+// Close ends the node: reads and new writes fail with [ErrClosed], writes under way are waited for, up to
+// PostgresConfig.WriteTimeout, loads under way end, hints are sent, and every goroutine and connection
+// is gone when it returns. It waits for loads no longer than
 // twice PostgresConfig.LoadTimeout and 2 s: a source that goes on regardless of its context is an error.
 // Closing again does nothing but wait for the first call and return its error.
 func (n *Node) Close() error {
@@ -223,7 +225,7 @@ func (n *Node) close() error {
 	if n.registered {
 		n.config.Registry.Unregister(n.Collector())
 	}
-	var problems []error
+	problems := []error{n.awaitWrites()}
 	if n.peers != nil {
 		n.peers.close()
 	}

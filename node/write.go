@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/jmoiron/sqlx"
 	"github.com/lib/pq"
@@ -61,9 +62,10 @@ func (tx *Tx) log(query string, args ...any) error {
 // knows its outcome: Write then returns the error, and what may have changed is treated as changed.
 func (n *Node) Write(ctx context.Context, f func(tx *Tx) error) (Token, error) {
 	fail := func(err error) (Token, error) { return Token{}, &Error{Op: "write", Err: err} }
-	if n.isClosed() {
+	if !n.enter() {
 		return fail(ErrClosed)
 	}
+	defer n.writes.Done()
 	tx, err := n.db.BeginTxx(ctx, nil)
 	if err != nil {
 		return fail(err)
@@ -230,8 +232,30 @@ func (n *Node) unlink(ctx context.Context, scopes []coherence.Scope) {
 	}
 }
 
-func (n *Node) isClosed() bool {
+// enter counts a write as under way, until writes.Done, unless the node is closed.
+func (n *Node) enter() bool {
 	n.mu.RLock()
 	defer n.mu.RUnlock()
-	return n.closed
+	if n.closed {
+		return false
+	}
+	n.writes.Add(1)
+	return true
+}
+
+// awaitWrites returns when no write is under way any more, so that the others are told of each.
+func (n *Node) awaitWrites() error {
+	ended := make(chan struct{})
+	go func() {
+		n.writes.Wait()
+		close(ended)
+	}()
+	patience := time.NewTimer(n.config.writeTimeout())
+	defer patience.Stop()
+	select {
+	case <-ended:
+		return nil
+	case <-patience.C:
+		return fmt.Errorf("node: close: a write goes on after %v; its hint may be lost, polls find the change", n.config.writeTimeout())
+	}
 }
