@@ -189,6 +189,7 @@ func (c Config) logger() *slog.Logger  { return cmp.Or(c.Logger, slog.Default())
 func (c Config) pollInterval() time.Duration {
 	return cmp.Or(c.Postgres.PollInterval, 250*time.Millisecond)
 }
+
 func (c Config) writeTimeout() time.Duration {
 	return cmp.Or(c.Postgres.WriteTimeout, 30*time.Second)
 }
