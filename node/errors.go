@@ -1,0 +1,50 @@
+package node
+
+import (
+	"errors"
+
+	"github.com/freshet-cache/freshet/tiers"
+)
+
+// Errors that callers branch on, with errors.Is.
+var (
+	// ErrNotFound: the source says that there is no such thing.
+	ErrNotFound = errors.New("not found")
+	// ErrOverloaded: a bound on concurrent work was reached.
+	ErrOverloaded = tiers.ErrOverloaded
+	// ErrUncertain: the freshness asked for cannot be proven and no STALE answer is allowed or there.
+	ErrUncertain = tiers.ErrUncertain
+	// ErrClosed: the node is closed.
+	ErrClosed = tiers.ErrClosed
+	// ErrTooLarge: a value is above a limit.
+	ErrTooLarge = tiers.ErrTooLarge
+	// ErrBadID: no entry can have that id.
+	ErrBadID = tiers.ErrBadID
+)
+
+// wrap says what was being read; a plain nil and the sentinel of a frequent answer cost nothing.
+func wrap(name cacheName, err error) error {
+	if err == nil || err == ErrNotFound { //nolint:errorlint // identity: it is our own, unwrapped
+		return err
+	}
+	return &Error{Op: "read", Namespace: name.namespace, View: name.view, Err: err}
+}
+
+// Error says what failed. Its text holds the beginning of the id that was read: log it with care where
+// ids are personal data.
+type Error struct {
+	Op        string // "read" or "write"
+	Namespace string // empty for a write
+	View      string // empty for a write
+	Err       error  // the cause; errors.Is finds the sentinels in it
+}
+
+func (e *Error) Error() string {
+	if e.Namespace == "" {
+		return "node: " + e.Op + ": " + e.Err.Error()
+	}
+	return "node: " + e.Op + " " + e.Namespace + " (" + e.View + "): " + e.Err.Error()
+}
+
+// Unwrap is the cause.
+func (e *Error) Unwrap() error { return e.Err }
