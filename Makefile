@@ -18,7 +18,7 @@ BUILDVCS := $(shell git rev-parse --verify HEAD >/dev/null 2>&1 && echo auto || 
 RACE = $(shell test "$$($(GO) env CGO_ENABLED)" = 1 && echo -race)
 
 .DEFAULT_GOAL := help
-.PHONY: help up test check race lint fmt bench benchstat fuzz cover build servers clean
+.PHONY: help up test check race lint fmt bench benchstat fuzz mutants cover build servers clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -64,6 +64,9 @@ benchstat: servers ## run all Go benchmarks COUNT times and summarise them; choo
 
 fuzz: servers ## run every fuzz test for FUZZTIME each
 	@GO='$(GO)' FUZZTIME='$(FUZZTIME)' sh scripts/fuzz.sh
+
+mutants: servers ## take away each guard of the guarantee and show that a test fails; one by ARGS='-only NAME'
+	@$(GO) run ./internal/mutants $(ARGS)
 
 cover: servers ## measure which statements the root's tests reach; the pages are in coverage.html
 	$(GO) test -timeout 10m -coverpkg=./... -coverprofile=coverage.out ./...

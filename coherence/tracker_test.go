@@ -320,6 +320,41 @@ func TestTrackerStamps(t *testing.T) {
 	})
 }
 
+// A transaction that commits after later ones is not lost.
+func TestTrackerLateCommit(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		log := logtest.NewMemory()
+		tracker := startTracker(t, coherence.TrackerConfig{Log: log})
+		late := log.Begin()
+		late.Change(coherence.Entity("n", "1"))
+		log.Commit(coherence.Entity("n", "2"))
+		before := barrier(t, tracker)
+		late.Commit()
+		barrier(t, tracker)
+		scopes := []coherence.ScopeHash{coherence.Entity("n", "1").Hash()}
+		if tracker.Valid(0, scopes, before.Snapshot) || !tracker.Valid(0, scopes, log.Snapshot()) {
+			t.Errorf("a poll at %s and one after transaction %d: the value before is valid %t, the one after %t", before, late.XID(),
+				tracker.Valid(0, scopes, before.Snapshot), tracker.Valid(0, scopes, log.Snapshot()))
+		}
+	})
+}
+
+// After an own write of which nothing is known but that it may have committed, nothing is proven until
+// a poll that was sent later.
+func TestTrackerUnproven(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		tracker := startTracker(t, coherence.TrackerConfig{Log: logtest.NewMemory()})
+		barrier(t, tracker)
+		tracker.Observe(coherence.Wrote{Scopes: []coherence.ScopeHash{coherence.Entity("n", "1").Hash()}})
+		if p := tracker.Latest(); p != nil {
+			t.Errorf("the poll at %s from before the write still counts", p)
+		}
+		if p := barrier(t, tracker); tracker.Latest() != p {
+			t.Errorf("latest %v, want the poll after the write", tracker.Latest())
+		}
+	})
+}
+
 // What was served under a newer snapshot than the latest poll's is not gone behind.
 func TestTrackerAdmit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -36,17 +36,33 @@ func newDesk(t testing.TB, log *logtest.Memory) *desk {
 	d := &desk{log: log, values: map[string]int{"a": 1, "b": 2}}
 	quiet := slog.New(slog.DiscardHandler)
 	d.tracker = coherence.NewTracker(coherence.TrackerConfig{Log: log, Boot: 1, Logger: quiet})
-	var err error
-	d.cache, err = NewCache(Shared{Tracker: d.tracker, Bulkhead: NewBulkhead(4, 8), Logger: quiet}, Config[int]{
-		Namespace: "n", View: "detail", Source: d, Key: func(id string) (string, error) { return "k:" + id, nil },
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	d.cache = d.newCache(t, func(*Shared, *Config[int]) {})
 	if _, err := d.tracker.Barrier(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	return d
+}
+
+// newCache makes a cache over the desk's log and source, or what is put in their place.
+func (d *desk) newCache(t testing.TB, change func(*Shared, *Config[int])) *Cache[int] {
+	t.Helper()
+	shared := Shared{Tracker: d.tracker, Bulkhead: NewBulkhead(4, 8), Own: &OwnWrites{}, Logger: slog.New(slog.DiscardHandler)}
+	config := Config[int]{
+		Namespace: "n", View: "detail", Source: d, Key: func(id string) (string, error) { return "k:" + id, nil },
+	}
+	change(&shared, &config)
+	c, err := NewCache(shared, config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// reopen puts another cache in place of the desk's.
+func (d *desk) reopen(change func(*Shared, *Config[int])) {
+	d.t.Helper()
+	d.cache.Close()
+	d.cache = d.newCache(d.t, change)
 }
 
 func (d *desk) close() {
@@ -74,18 +90,32 @@ func (d *desk) Load(_ context.Context, ids []string) (Batch[int], error) {
 
 // write commits a change as another service would: nobody tells the tracker.
 func (d *desk) write(id string, value int) (xid uint64) {
+	return d.commit(id, value, coherence.Entity("n", id))
+}
+
+// commit changes a value in a transaction that says what it is about.
+func (d *desk) commit(id string, value int, scopes ...coherence.Scope) (xid uint64) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.values[id] = value
-	return d.log.Commit(coherence.Entity("n", id))
+	return d.log.Commit(scopes...)
+}
+
+// goDown makes the log and the source fail.
+func (d *desk) goDown() {
+	refused := errors.New("connection refused")
+	d.log.Fail(refused)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.fail = refused
 }
 
 // ownWrite commits a change as Node.Write does.
 func (d *desk) ownWrite(id string, value int) {
 	xid := d.write(id, value)
-	d.tracker.Observe(coherence.Wrote{
-		Timeline: d.log.Snapshot().Timeline, XID: xid, Scopes: []coherence.ScopeHash{coherence.Entity("n", id).Hash()},
-	})
+	scopes := []coherence.ScopeHash{coherence.Entity("n", id).Hash()}
+	d.cache.Own.Wrote(d.tracker.Now(), scopes, false)
+	d.tracker.Observe(coherence.Wrote{Timeline: d.log.Snapshot().Timeline, XID: xid, Scopes: scopes})
 }
 
 func (d *desk) read(id string, want Want) Result[int] {

@@ -1,0 +1,385 @@
+package main
+
+// mutants are the guards of the guarantee, from what a snapshot means to what a reader gets.
+//
+// Left out are guards that only an interleaving of a few instructions could miss, which no test brings about at will: that
+// stamps are summed before a value is checked (tiers: revalidate), that the latest poll is looked at before the stamps
+// (tiers: hit), and that stamps are raised before a poll becomes the latest (coherence: apply).
+var mutants = []mutant{
+	// What a snapshot sees.
+	{
+		name: "xip-ignored", guard: "a transaction in progress is not seen",
+		file: "coherence/snapshot.go",
+		old:  "\t_, inProgress := slices.BinarySearch(s.Xip, xid)\n\treturn !inProgress\n", with: "\treturn true\n",
+		folder: "coherence", killer: "TestDirectorySafety",
+	},
+	{
+		name: "order-without-xip", guard: "a snapshot with open transactions is not taken for a newer one",
+		file: "coherence/snapshot.go",
+		old:  "if o.Sees(xid) {", with: "if false {",
+		folder: "coherence", killer: "TestSnapshotOrder",
+	},
+	{
+		name: "timeline-ignored", guard: "snapshots of two histories of Postgres are not compared",
+		file: "coherence/snapshot.go",
+		old:  "if s.Timeline != o.Timeline || s.Timeline == 0 {", with: "if s.Timeline == 0 {",
+		folder: "coherence", killer: "TestTrackerAdmit",
+	},
+
+	// What a poll brings.
+	{
+		name: "cursor-by-max-xid", guard: "a poll asks for transactions that commit late",
+		file: "coherence/follower.go",
+		old:  "since = latest.Snapshot\n", with: "since = Snapshot{Timeline: latest.Timeline, Xmin: latest.Xmax, Xmax: latest.Xmax}\n",
+		folder: "coherence", killer: "TestTrackerLateCommit",
+	},
+	{
+		name: "query-without-xip", guard: "so does its query in Postgres",
+		file: "coherence/log.go",
+		old:  "where xid = any ($2::xid8[]) limit $3", with: "where xid = any ($2::xid8[]) and false limit $3",
+		folder: "coherence", killer: "TestPostgresLog",
+	},
+	{
+		name: "timeline-change-ignored", guard: "a new history of Postgres forgets what was known of the old",
+		file: "coherence/follower.go",
+		old:  "case r.Snapshot.Timeline != latest.Timeline:", with: "case false:",
+		folder: "coherence", killer: "TestFollowerTranscripts/timeline_change",
+	},
+	{
+		name: "regress-unnoticed", guard: "a Postgres that went back is noticed",
+		file: "coherence/follower.go",
+		old:  "case !r.Snapshot.Includes(latest.Snapshot), !f.dir.noted(r.Snapshot):", with: "case !f.dir.noted(r.Snapshot):",
+		folder: "coherence", killer: "TestFollowerTranscripts/regress",
+	},
+	{
+		name: "regress-behind-served-unnoticed", guard: "so is one that went back behind what was served",
+		file: "coherence/follower.go",
+		old:  "case !r.Snapshot.Includes(latest.Snapshot), !f.dir.noted(r.Snapshot):", with: "case !r.Snapshot.Includes(latest.Snapshot):",
+		folder: "coherence", killer: "TestFollowerTranscripts/regress_behind_served",
+	},
+	{
+		name: "retention-ignored", guard: "a node that slept longer than the log remembers flushes",
+		file: "coherence/follower.go",
+		old:  "case !latest.Includes(r.Horizon):", with: "case false:",
+		folder: "coherence", killer: "TestFollowerTranscripts/retention",
+	},
+	{
+		name: "horizon-ignored", guard: "a new node trusts nothing older than the log",
+		file: "coherence/follower.go",
+		old:  "f.dir.Reset(r.Horizon)", with: "f.dir.Reset(Snapshot{Timeline: r.Snapshot.Timeline})",
+		folder: "coherence", killer: "TestFollowerTranscripts/first_poll",
+	},
+	{
+		name: "overrun-ignored", guard: "more changes than a poll takes flush",
+		file: "coherence/follower.go",
+		old:  "f.dir.Flush(r.Snapshot) // it sees all changes that are not told", with: "",
+		folder: "coherence", killer: "TestTrackerNeverCatchesUp",
+	},
+	{
+		name: "mark-ignored", guard: "a poll that was sent before a write that the directory cannot hold proves nothing",
+		file: "coherence/follower.go",
+		old:  "if e.Mark >= f.needMark {", with: "if true {",
+		folder: "coherence", killer: "TestFollowerTranscripts/own_write_before_first_poll",
+	},
+	{
+		name: "mark-not-set-by-reset", guard: "nor does one sent before a reset that forgot changes",
+		file: "coherence/follower.go",
+		old:  "\tf.dir.Reset(Snapshot{})\n\tf.needMark = f.dir.heard\n", with: "\tf.dir.Reset(Snapshot{})\n",
+		folder: "coherence", killer: "TestFollowerTranscripts/own_write_during_reset",
+	},
+	{
+		name: "budget-from-reply", guard: "a poll's age counts from its sending",
+		file: "coherence/tracker.go",
+		old:  "PollReturned{Sent: sent,", with: "PollReturned{Sent: t.Now(),",
+		folder: "coherence", killer: "TestTrackerSent",
+	},
+	{
+		name: "barrier-joins-sent-poll", guard: "a barrier waits for a poll sent after its call",
+		file: "coherence/tracker.go",
+		old:  "\tt.next = newCohort()\n", with: "\tdefer func() { t.mu.Lock(); t.next = newCohort(); t.mu.Unlock() }()\n",
+		folder: "coherence", killer: "TestTrackerBarrierShares",
+	},
+	{
+		name: "unproven-kept", guard: "nothing is proven after a write that the directory cannot hold",
+		file: "coherence/tracker.go",
+		old:  "\tif do.Unproven {\n", with: "\tif false {\n",
+		folder: "coherence", killer: "TestTrackerUnproven",
+	},
+	{
+		name: "stamps-not-raised", guard: "a change shows to those who hit L1 without a lock",
+		file: "coherence/tracker.go",
+		old:  "\t\tt.stamps.raise(scope)\n", with: "\t\t_ = scope\n",
+		folder: "coherence", killer: "TestTrackerStamps",
+	},
+	{
+		name: "stamps-not-flushed", guard: "so does a flush",
+		file: "coherence/tracker.go",
+		old:  "\t\tt.stamps.flush()\n", with: "",
+		folder: "coherence", killer: "TestTrackerStamps",
+	},
+
+	// What is heard before a poll.
+	{
+		name: "absurd-hint", guard: "a hint of a transaction that cannot be is refused",
+		file: "coherence/follower.go",
+		old:  "case h.XID >= latest.Xmax+maxAhead:", with: "case false:",
+		folder: "coherence", killer: "TestFollowerTranscripts/absurd_hint",
+	},
+	{
+		name: "hint-of-other-timeline", guard: "a hint of another history is refused",
+		file: "coherence/follower.go",
+		old:  "case h.Timeline != latest.Timeline:", with: "case false:",
+		folder: "coherence", killer: "TestFollowerTranscripts/other_timeline_hint",
+	},
+	{
+		name: "own-writes-untold", guard: "the directory learns of the node's own writes before any poll",
+		file: "coherence/follower.go",
+		old:  "return Effects{Raised: f.raise(e.XID, e.Scopes)}", with: "return Effects{Raised: e.Scopes}",
+		folder: "tiers", killer: "TestI2JoinedFlight",
+	},
+
+	// What the directory forgets.
+	{
+		name: "floor-ignored", guard: "what is below the directory's floor is refused",
+		file: "coherence/directory.go",
+		old:  "if !value.Includes(d.floor) { // or of another timeline, or of none", with: "if value.Timeline != d.floor.Timeline {",
+		folder: "coherence", killer: "TestDirectorySafety",
+	},
+	{
+		name: "set-floor-ignored", guard: "what is below the floor of dropped scopes is refused",
+		file: "coherence/directory.go",
+		old:  "if s.blockedAt != 0 || (s.floor != nil && !value.Includes(s.floor.Snapshot)) {", with: "if s.blockedAt != 0 {",
+		folder: "coherence", killer: "TestDirectorySafety",
+	},
+	{
+		name: "set-floor-not-raised", guard: "a dropped scope raises that floor",
+		file: "coherence/directory.go",
+		old:  "\t\t\ts.floor = room.settled\n", with: "",
+		folder: "coherence", killer: "TestDirectorySafety",
+	},
+	{
+		name: "set-block-ignored", guard: "a scope dropped before a poll saw it blocks its set",
+		file: "coherence/directory.go",
+		old:  "if s.blockedAt != 0 || (s.floor != nil && !value.Includes(s.floor.Snapshot)) {", with: "if s.floor != nil && !value.Includes(s.floor.Snapshot) {",
+		folder: "coherence", killer: "TestDirectorySafety",
+	},
+	{
+		name: "cell-floor-ignored", guard: "earlier changes of a scope count, too",
+		file: "coherence/directory.go",
+		old:  "if c.blockedAt != 0 || (c.floor != nil && !value.Includes(c.floor.Snapshot)) {", with: "if c.blockedAt != 0 {",
+		folder: "coherence", killer: "TestDirectorySafety",
+	},
+	{
+		name: "cell-block-ignored", guard: "more changes than a cell holds block it",
+		file: "coherence/directory.go",
+		old:  "if c.blockedAt != 0 || (c.floor != nil && !value.Includes(c.floor.Snapshot)) {", with: "if c.floor != nil && !value.Includes(c.floor.Snapshot) {",
+		folder: "coherence", killer: "TestDirectorySafety",
+	},
+	{
+		name: "block-ends-with-any-poll", guard: "a block ends with a poll that was sent after it began",
+		file: "coherence/directory.go",
+		old:  "if c.blockedAt != 0 && c.blockedAt <= poll.heard {", with: "if c.blockedAt != 0 {",
+		folder: "coherence", killer: "TestDirectorySafety",
+	},
+
+	// What was served.
+	{
+		name: "note-not-made", guard: "a value newer than the latest poll is noted when it is served",
+		file: "coherence/tracker.go",
+		old:  "if !t.dir.Note(value, snapshot) {", with: "if false {",
+		folder: "tiers", killer: "TestI3NoteOfANewerValue",
+	},
+	{
+		name: "note-ignored", guard: "nothing older is served after it",
+		file: "coherence/tracker.go",
+		old:  "if !t.dir.CheckNote(value, snapshot) {", with: "if !snapshot.Includes(t.dir.floor) {",
+		folder: "tiers", killer: "TestI3NoteOfANewerValue",
+	},
+	{
+		name: "old-note-ignored", guard: "nor while a poll is on its way",
+		file: "coherence/directory.go",
+		old:  "if s, ok := d.oldNotes[value]; ok && !snapshot.Includes(s) {", with: "if s, ok := d.oldNotes[value]; false && ok && !snapshot.Includes(s) {",
+		folder: "coherence", killer: "TestDirectorySafety",
+	},
+	{
+		name: "note-floor-ignored", guard: "notes that found no room count",
+		file: "coherence/directory.go",
+		old:  "return (d.noteFloor.Timeline == 0 || snapshot.Includes(d.noteFloor)) &&\n\t\t", with: "return ",
+		folder: "coherence", killer: "TestDirectoryNotesBound",
+	},
+
+	// Where a value comes from.
+	{
+		name: "snapshot-after-load", guard: "a function's values count as of a barrier before it starts",
+		file: "tiers/source.go",
+		old: "\tpoll, err := s.Tracker.Barrier(ctx)\n\tif err != nil {\n\t\treturn Batch[V]{}, err\n\t}\n\tvalues, err := s.Func(ctx, ids)\n" +
+			"\treturn Batch[V]{Snapshot: poll.Snapshot, Values: values}, err\n",
+		with: "\tvalues, err := s.Func(ctx, ids)\n\tif err != nil {\n\t\treturn Batch[V]{}, err\n\t}\n\tpoll, err := s.Tracker.Barrier(ctx)\n" +
+			"\tif err != nil {\n\t\treturn Batch[V]{}, err\n\t}\n\treturn Batch[V]{Snapshot: poll.Snapshot, Values: values}, nil\n",
+		folder: "tiers", killer: "TestI1SlowFunction",
+	},
+	{
+		name: "standby-trusted", guard: "a load without a timeline proves no age",
+		file: "tiers/item.go",
+		old:  "it.loaded, it.order = noInstant, 0", with: "_ = it",
+		folder: "tiers", killer: "TestI1LoadFromAStandby",
+	},
+	{
+		name: "entry-of-other-key", guard: "an entry in L2 under another key's name is refused",
+		file: "tiers/item.go",
+		old:  "if h.Key != KeySum(key) || ", with: "if ",
+		folder: "tiers", killer: "TestI4EntriesOfOthers",
+	},
+	{
+		name: "entry-of-other-type", guard: "so is one of another Go type",
+		file: "tiers/item.go",
+		old:  "|| h.Fingerprint != c.fingerprint ", with: "",
+		folder: "tiers", killer: "TestI4EntriesOfOthers",
+	},
+	{
+		name: "entry-of-other-generation", guard: "and one of another generation",
+		file: "tiers/item.go",
+		old:  " || h.Generation != generation {", with: " {",
+		folder: "tiers", killer: "TestI4EntriesOfOthers",
+	},
+	{
+		name: "entry-unchecked", guard: "an entry in L2 that a change made invalid is refused",
+		file: "tiers/flight.go",
+		old:  "if c.Tracker.Now() >= it.expires || !c.revalidate(it) {", with: "if c.Tracker.Now() >= it.expires {",
+		folder: "tiers", killer: "TestI5OldEntry",
+	},
+	{
+		name: "tags-ignored", guard: "a tag's change makes its entries invalid",
+		file: "tiers/read.go",
+		old:  "return append(scopes, tags...)", with: "return scopes",
+		folder: "tiers", killer: "TestI1Tags",
+	},
+	{
+		name: "tags-of-entry-ignored", guard: "the tags under which an entry was stored count, whatever they would be now",
+		file: "tiers/item.go",
+		old:  "it.tags = mergeTags(h.Tags, hashTags(c.config.Tags(id, it.value)))", with: "it.tags = hashTags(c.config.Tags(id, it.value))",
+		folder: "tiers", killer: "TestI1TagsOfAnEntry",
+	},
+	{
+		name: "older-replaces-newer", guard: "an older item does not replace a newer one in L1",
+		file: "tiers/l1.go",
+		old:  "if old.snapshot.Includes(it.snapshot) && !it.snapshot.Includes(old.snapshot) {", with: "if old == nil {",
+		folder: "tiers", killer: "TestL1KeepsTheNewer",
+	},
+	{
+		name: "lease-of-another-released", guard: "a load releases its own lease only",
+		file: "tiers/lease.go",
+		old:  `if redis.call("get",KEYS[1])==ARGV[1] then`, with: `if ARGV[1] then`,
+		folder: "tiers", killer: "TestLeaseBelongsToItsToken",
+	},
+	{
+		name: "lease-token-per-client", guard: "the lease's token is of one load, not of its process",
+		file: "tiers/flight.go",
+		old:  "token := rand.Text() //", with: "token := rand.Text()[:0] + \"this process\" //",
+		folder: "tiers", killer: "TestLeaseIsOfOneLoad",
+	},
+	{
+		name: "bulkhead-not-entered", guard: "loads at once are bounded",
+		file: "tiers/flight.go",
+		old:  "\tif err := c.Bulkhead.Enter(ctx); err != nil {\n\t\treturn began, loaded, err\n\t}\n\tdefer c.Bulkhead.Leave()\n", with: "",
+		folder: "tiers", killer: "TestI6BoundedLoads",
+	},
+
+	// What a reader gets.
+	{
+		name: "hit-beyond-budget", guard: "a hit in L1 needs a poll within the budget",
+		file: "tiers/read.go",
+		old:  "if now.Sub(poll.Sent) > budget {", with: "if false {",
+		folder: "tiers", killer: "TestI1LabelsOnVirtualTime",
+	},
+	{
+		name: "hit-without-stamps", guard: "and stamps that no change has raised",
+		file: "tiers/read.go",
+		old:  "|| it.sum.Load() != c.stamps.Sum(&it.stamps) {", with: "{",
+		folder: "tiers", killer: "TestI1LabelsOnVirtualTime",
+	},
+	{
+		name: "negative-hit-without-stamps", guard: "also where there was nothing before",
+		file: "tiers/read.go",
+		old:  "|| it.sum.Load() != c.stamps.Sum(&it.stamps) {", with: "|| (!it.absent && it.sum.Load() != c.stamps.Sum(&it.stamps)) {",
+		folder: "tiers", killer: "TestI1NegativeEntry",
+	},
+	{
+		name: "no-check-at-return", guard: "an answer is checked when it is returned",
+		file: "tiers/proof.go",
+		old:  "if now >= it.expires || !c.revalidate(it) {", with: "if now >= it.expires {",
+		folder: "tiers", killer: "TestI2JoinedFlight",
+	},
+	{
+		name: "flight-joined-after-write", guard: "only a load that began after the read needs no check",
+		file: "tiers/proof.go",
+		old:  "if it.order > r.order && it.ofHistory(poll) {", with: "if it.order > 0 && it.ofHistory(poll) {",
+		folder: "tiers", killer: "TestI2JoinedFlight",
+	},
+	{
+		name: "load-of-lost-history", guard: "nor does it when Postgres has lost what it read",
+		file: "tiers/proof.go",
+		old:  "return it.snapshot.Timeline != 0 && (poll == nil || poll.Timeline == it.snapshot.Timeline)", with: "return it.snapshot.Timeline != 0",
+		folder: "tiers", killer: "TestI4LoadOfALostHistory",
+	},
+	{
+		name: "proof-beyond-budget", guard: "an answer that is not a hit needs a poll within the budget, too",
+		file: "tiers/proof.go",
+		old:  "return now.Sub(poll.Sent) <= r.Budget && r.Token.SeenBy(poll.Snapshot)", with: "return r.Token.SeenBy(poll.Snapshot)",
+		folder: "tiers", killer: "TestI1LabelsOnVirtualTime",
+	},
+	{
+		name: "load-beyond-budget", guard: "or to be loaded within it",
+		file: "tiers/proof.go",
+		old:  "(now.Sub(it.loaded) > r.Budget || !r.Token.IsZero())", with: "!r.Token.IsZero()",
+		folder: "tiers", killer: "TestI1LabelsOnVirtualTime",
+	},
+	{
+		name: "token-ignored-by-hit", guard: "a hit is not behind the reader's token",
+		file: "tiers/read.go",
+		old:  "if poll := c.Tracker.Latest(); want.Token.IsZero() || (poll != nil && want.Token.SeenBy(poll.Snapshot)) {", with: "{",
+		folder: "tiers", killer: "TestI2Token",
+	},
+	{
+		name: "token-ignored-by-hits-of-many", guard: "nor are those of many",
+		file: "tiers/many.go",
+		old:  "seen := want.Token.IsZero() || (poll != nil && want.Token.SeenBy(poll.Snapshot))", with: "seen := poll != nil",
+		folder: "tiers", killer: "TestI2Token",
+	},
+	{
+		name: "token-ignored-by-proof", guard: "a poll that has not seen the token proves nothing to its bearer",
+		file: "tiers/proof.go",
+		old:  "return now.Sub(poll.Sent) <= r.Budget && r.Token.SeenBy(poll.Snapshot)", with: "return now.Sub(poll.Sent) <= r.Budget",
+		folder: "tiers", killer: "TestI2Token",
+	},
+	{
+		name: "token-ignored-by-recent-load", guard: "nor does a recent load",
+		file: "tiers/proof.go",
+		old:  "(now.Sub(it.loaded) > r.Budget || !r.Token.IsZero())", with: "now.Sub(it.loaded) > r.Budget",
+		folder: "tiers", killer: "TestI2TokenWithoutPostgres",
+	},
+	{
+		name: "token-ignored-by-stale", guard: "a STALE answer is not behind the token",
+		file: "tiers/proof.go",
+		old:  "return as, seen && ", with: "return as, (seen || true) && ",
+		folder: "tiers", killer: "TestI2TokenWithoutPostgres",
+	},
+	{
+		name: "own-write-missing-in-stale", guard: "nor behind this replica's own writes",
+		file: "tiers/proof.go",
+		old:  "return as, seen && !c.Own.writtenSince(as, it.scopes)", with: "return as, seen",
+		folder: "tiers", killer: "TestI2StaleHasOwnWrites",
+	},
+	{
+		name: "stale-beyond-bound", guard: "nor older than the reader allows",
+		file: "tiers/proof.go",
+		old:  "if !ok || now.Sub(as) > r.MaxStale {", with: "if !ok {",
+		folder: "tiers", killer: "TestStaleIsBounded",
+	},
+	{
+		name: "stale-younger-than-it-is", guard: "nor said to be younger than a change that it lacks",
+		file: "tiers/proof.go",
+		old:  "if poll != nil && c.Tracker.Valid(it.scopes[viewScope], it.scopes, it.snapshot) {", with: "if poll != nil {",
+		folder: "tiers", killer: "TestStaleIsBounded",
+	},
+}

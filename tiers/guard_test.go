@@ -1,0 +1,310 @@
+package tiers
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/freshet-cache/freshet/cluster"
+	"github.com/freshet-cache/freshet/coherence"
+	"github.com/freshet-cache/freshet/coherence/logtest"
+)
+
+// The tests of this file each watch over one guard of the guarantee: see internal/mutants.
+
+// pass lets the virtual time of a test's bubble go by.
+func pass(d time.Duration) {
+	time.Sleep(d) //nolint:forbidigo // inside testing/synctest
+}
+
+// sourceFunc is a source that is a function.
+type sourceFunc func(ids []string) Batch[int]
+
+// Load implements [Source].
+func (f sourceFunc) Load(_ context.Context, ids []string) (Batch[int], error) { return f(ids), nil }
+
+// I1: what a function has read before a commit does not pass for what is there after it.
+func TestI1SlowFunction(t *testing.T) {
+	onDesk(t, func(d *desk) {
+		reading, goOn := make(chan struct{}), make(chan struct{})
+		pause := sync.OnceFunc(func() { close(reading); <-goOn })
+		d.reopen(func(_ *Shared, c *Config[int]) {
+			c.Source = FuncSource[int]{Tracker: d.tracker, Func: func(ctx context.Context, ids []string) (map[string]int, error) {
+				batch, err := d.Load(ctx, ids)
+				pause()
+				return batch.Values, err
+			}}
+		})
+		first := make(chan Result[int])
+		go func() { first <- d.read("a", second) }()
+		<-reading
+		d.write("a", 10)
+		close(goOn)
+		<-first // began before the commit: either value is right
+		pass(time.Millisecond)
+		if r := d.read("a", Want{}); r.Value != 10 {
+			d.t.Errorf("after the change: %+v", r)
+		}
+	})
+}
+
+// I1: what was read without any proof of its age is not answered, however old an answer may be.
+func TestI1LoadFromAStandby(t *testing.T) {
+	onDesk(t, func(d *desk) {
+		d.reopen(func(_ *Shared, c *Config[int]) {
+			c.Source = sourceFunc(func([]string) Batch[int] { return Batch[int]{Values: map[string]int{"a": 1}} })
+		})
+		r, err := d.cache.Lookup(d.t.Context(), "a", Want{Budget: time.Second, MaxStale: time.Hour})
+		if !errors.Is(err, ErrUncertain) {
+			d.t.Errorf("%+v, %v; want ErrUncertain", r, err)
+		}
+	})
+}
+
+// header is that of a valid entry of the id, loaded now.
+func (d *desk) header(id string) Header {
+	return Header{
+		Codec: JSON, Key: KeySum("k:" + id), Fingerprint: d.cache.fingerprint, Generation: generation,
+		Snapshot: d.log.Snapshot(), LoadedAt: time.Now(), Soft: time.Hour, Hard: time.Hour,
+	}
+}
+
+// arrives reports whether an entry with the header is taken when it comes from L2.
+func (d *desk) arrives(id string, h Header) bool {
+	d.t.Helper()
+	b, err := EncodeEntry(nil, h, []byte("7"), 0)
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	f := &flight[int]{id: id, key: "k:" + id, done: make(chan struct{})}
+	return d.cache.landEntry(f, b, TierL2)
+}
+
+// I4: an entry in L2 of another key, type or generation is not taken for the one that was asked for.
+func TestI4EntriesOfOthers(t *testing.T) {
+	onDesk(t, func(d *desk) {
+		for name, change := range map[string]func(*Header){
+			"another key":        func(h *Header) { h.Key = KeySum("k:b") },
+			"another type":       func(h *Header) { h.Fingerprint++ },
+			"another generation": func(h *Header) { h.Generation++ },
+		} {
+			h := d.header("a")
+			change(&h)
+			if d.arrives("a", h) {
+				d.t.Errorf("an entry of %s is taken", name)
+			}
+		}
+		if !d.arrives("a", d.header("a")) {
+			d.t.Error("the right entry is refused")
+		}
+	})
+}
+
+// I5: an entry in L2 from before a change is refused, and does not come into L1.
+func TestI5OldEntry(t *testing.T) {
+	onDesk(t, func(d *desk) {
+		old := d.header("a")
+		d.ownWrite("a", 10)
+		if d.arrives("a", old) {
+			d.t.Error("an entry from before the change is taken")
+		}
+		if it, _ := d.cache.l1.get("a"); it != nil {
+			d.t.Errorf("L1 has %d", it.value)
+		}
+	})
+}
+
+// I1: a change of a tag is a change of what carries it.
+func TestI1Tags(t *testing.T) {
+	onDesk(t, func(d *desk) {
+		d.reopen(func(_ *Shared, c *Config[int]) { c.Tags = func(string, int) []string { return []string{"tag"} } })
+		d.read("a", second)
+		d.commit("a", 10, coherence.Tag("tag"))
+		pass(time.Millisecond)
+		if r := d.read("a", Want{}); r.Value != 10 {
+			d.t.Errorf("after the tag's change: %+v", r)
+		}
+	})
+}
+
+// I1: an entry in L2 answers to the tags under which it was stored, whatever this build would give it.
+func TestI1TagsOfAnEntry(t *testing.T) {
+	onDesk(t, func(d *desk) {
+		d.reopen(func(_ *Shared, c *Config[int]) { c.Tags = func(string, int) []string { return []string{"new"} } })
+		for _, tag := range []string{"old", "new"} {
+			h := d.header("a")
+			h.Tags = hashTags([]string{"old"})
+			d.log.Commit(coherence.Tag(tag))
+			if _, err := d.tracker.Barrier(d.t.Context()); err != nil {
+				d.t.Fatal(err)
+			}
+			if d.arrives("a", h) {
+				d.t.Errorf("an entry is taken after a change of its tag %q", tag)
+			}
+		}
+	})
+}
+
+// I1: what was not there and has been inserted is there.
+func TestI1NegativeEntry(t *testing.T) {
+	onDesk(t, func(d *desk) {
+		if r := d.read("c", second); !r.Absent {
+			d.t.Fatalf("before the insert: %+v", r)
+		}
+		d.write("c", 3)
+		if _, err := d.tracker.Barrier(d.t.Context()); err != nil {
+			d.t.Fatal(err)
+		}
+		if r := d.read("c", second); r.Absent || r.Value != 3 {
+			d.t.Errorf("after the insert: %+v", r)
+		}
+	})
+}
+
+// I4: what a load has read of a history that Postgres has lost meanwhile is not served.
+func TestI4LoadOfALostHistory(t *testing.T) {
+	onDesk(t, func(d *desk) {
+		reading, goOn := make(chan struct{}), make(chan struct{})
+		d.pause = sync.OnceFunc(func() { close(reading); <-goOn })
+		d.write("a", 10)
+		answer := make(chan Result[int])
+		go func() { answer <- d.read("a", second) }()
+		<-reading
+		d.log.Crash() // and comes up without the last commit
+		d.commit("a", 1)
+		if _, err := d.tracker.Barrier(d.t.Context()); err != nil {
+			d.t.Fatal(err)
+		}
+		close(goOn)
+		if r := <-answer; r.Value != 1 || !r.Fresh {
+			d.t.Errorf("served after the crash: %+v", r)
+		}
+	})
+}
+
+// I2: a read is not behind its token, whoever wrote it.
+func TestI2Token(t *testing.T) {
+	onDesk(t, func(d *desk) {
+		for value := 10; value < 12; value++ {
+			d.read("a", second)
+			want := Want{Budget: time.Second, Token: coherence.TokenOfWrite(d.log.Snapshot().Timeline, d.write("a", value))}
+			if value == 10 {
+				if r := d.read("a", want); r.Value != value {
+					d.t.Errorf("with the token of %d: %+v", value, r)
+				}
+				continue
+			}
+			r, err := d.cache.LookupMany(d.t.Context(), []string{"a", "b"}, want)
+			if err != nil || r[0].Value != value {
+				d.t.Errorf("many with the token of %d: %+v, %v", value, r, err)
+			}
+		}
+	})
+}
+
+// I2: when what a token names cannot be had, neither a recent load nor a STALE answer stands in.
+func TestI2TokenWithoutPostgres(t *testing.T) {
+	onDesk(t, func(d *desk) {
+		d.read("a", second)
+		token := coherence.TokenOfWrite(d.log.Snapshot().Timeline, d.write("a", 10))
+		d.goDown()
+		for _, stale := range []time.Duration{0, time.Minute} {
+			r, err := d.cache.Lookup(d.t.Context(), "a", Want{Budget: time.Second, MaxStale: stale, Token: token})
+			if !errors.Is(err, ErrUncertain) {
+				d.t.Errorf("STALE within %v: %+v, %v; want ErrUncertain", stale, r, err)
+			}
+		}
+	})
+}
+
+// I2: a STALE answer does not lack what this replica has written.
+func TestI2StaleHasOwnWrites(t *testing.T) {
+	onDesk(t, func(d *desk) {
+		d.read("a", second)
+		d.read("b", second)
+		d.goDown()
+		d.ownWrite("a", 10)
+		pass(2 * time.Second)
+		want := Want{Budget: time.Second, MaxStale: time.Minute}
+		if r, err := d.cache.Lookup(d.t.Context(), "a", want); !errors.Is(err, ErrUncertain) {
+			d.t.Errorf("what was written: %+v, %v; want ErrUncertain", r, err)
+		}
+		if r := d.read("b", want); r.Value != 2 || r.Fresh {
+			d.t.Errorf("what was not: %+v, want STALE", r)
+		}
+	})
+}
+
+// A STALE answer is not older than the reader allows, and its age covers every commit that it lacks.
+func TestStaleIsBounded(t *testing.T) {
+	onDesk(t, func(d *desk) {
+		d.read("a", second)
+		pass(100 * time.Millisecond)
+		d.write("a", 10)
+		committed := time.Now()
+		pass(50 * time.Millisecond)
+		if _, err := d.tracker.Barrier(d.t.Context()); err != nil {
+			d.t.Fatal(err)
+		}
+		d.goDown()
+		pass(2 * time.Second)
+		want := Want{Budget: time.Second, MaxStale: 5 * time.Second}
+		if r := d.read("a", want); r.Fresh || r.Value != 1 || r.Age < time.Since(committed) {
+			d.t.Errorf("%v after a commit that it lacks: %+v", time.Since(committed), r)
+		}
+		pass(5 * time.Second)
+		if r, err := d.cache.Lookup(d.t.Context(), "a", want); !errors.Is(err, ErrUncertain) {
+			d.t.Errorf("%v after a commit that it lacks: %+v, %v; want ErrUncertain", time.Since(committed), r, err)
+		}
+	})
+}
+
+// A load that outlives its lease does not end that of the load which came after, also of one process.
+func TestLeaseIsOfOneLoad(t *testing.T) {
+	d := newDesk(t, logtest.NewMemory())
+	d.t = t
+	defer d.close()
+	key := fmt.Sprintf("t:{one load %x}", rand.Uint64())
+	l2 := openL2(t, patient)
+	// begin starts a read whose load says that it has begun and waits.
+	begin := func(lease time.Duration) (c *Cache[int], goOn, done chan struct{}) {
+		began, goOn, done := make(chan struct{}), make(chan struct{}), make(chan struct{})
+		c = d.newCache(t, func(s *Shared, c *Config[int]) {
+			s.L2, s.LeaseTTL, s.LeaseWait = l2, lease, time.Minute
+			c.Key = func(string) (string, error) { return key, nil }
+			c.Source = sourceFunc(func([]string) Batch[int] {
+				close(began)
+				<-goOn
+				return Batch[int]{Snapshot: d.log.Snapshot(), Values: map[string]int{"a": 1}}
+			})
+		})
+		go func() {
+			defer close(done)
+			if _, err := c.Lookup(t.Context(), "a", second); err != nil {
+				t.Error(err)
+			}
+		}()
+		<-began
+		return c, goOn, done
+	}
+	old, oldGoOn, oldDone := begin(20 * time.Millisecond)
+	next, nextGoOn, nextDone := begin(time.Minute) // takes the lease when the first's time is over
+	close(oldGoOn)
+	<-oldDone
+	if err := old.Close(); err != nil { // it has filled L2
+		t.Error(err)
+	}
+	r := l2.Lease(t.Context(), LeaseRequest{Key: key, LeaseKey: cluster.Lease(key), Token: "third", TTL: time.Minute})
+	if r.Held || r.Err != nil || r.Value == nil {
+		t.Errorf("after the first load %+v; want its value, and the lease still held by the second", r)
+	}
+	close(nextGoOn)
+	<-nextDone
+	if err := next.Close(); err != nil {
+		t.Error(err)
+	}
+}
