@@ -112,6 +112,17 @@ func (l *L1[V]) get(id string) (*item[V], *l1Shard[V]) {
 	return it, s
 }
 
+// hit counts a hit of the id's item and keeps the item near the front.
+func (s *l1Shard[V]) hit(id string, it *item[V]) {
+	s.hits.Add(1)
+	if it.absent {
+		s.absences.Add(1)
+	}
+	if s.clock.Load()-it.promoted.Load() >= s.near {
+		s.promote(id)
+	}
+}
+
 // promote moves the id's item to the front.
 func (s *l1Shard[V]) promote(id string) {
 	s.mu.Lock()
@@ -122,12 +133,10 @@ func (s *l1Shard[V]) promote(id string) {
 }
 
 // put stores the item unless it is too large for its shard or the one that is there is of a newer
-// snapshot. It reports whether the item is there now.
+// snapshot. An older one goes in either case: it must not be hit after the newer has been served. It
+// reports whether the item is there now.
 func (l *L1[V]) put(id string, it *item[V]) bool {
 	s := l.shard(id)
-	if it.size > s.maxBytes {
-		return false
-	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if old, ok := s.lru.Peek(id); ok {
@@ -135,6 +144,9 @@ func (l *L1[V]) put(id string, it *item[V]) bool {
 			return false
 		}
 		s.lru.Remove(id)
+	}
+	if it.size > s.maxBytes {
+		return false
 	}
 	for s.bytes+it.size > s.maxBytes {
 		s.lru.RemoveOldest()

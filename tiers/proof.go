@@ -66,7 +66,11 @@ func (c *Cache[V]) label(it *item[V], tier Tier, r *reading) (Result[V], bool) {
 	poll := c.Tracker.Latest()
 	now := c.Tracker.Now()
 	if it.order > r.order && it.ofHistory(poll) {
-		c.revalidate(it) // notes what is served
+		if !c.revalidate(it) {
+			// It has changed since, which the reader need not mind. But nothing older may be served after it,
+			// whatever the directory says of the change later.
+			c.Tracker.Admit(it.scopes[viewScope], nil, it.snapshot)
+		}
 		return it.result(tier, true, now.Sub(it.loaded), now, poll), true
 	}
 	if now >= it.expires || !c.revalidate(it) {
@@ -77,8 +81,9 @@ func (c *Cache[V]) label(it *item[V], tier Tier, r *reading) (Result[V], bool) {
 		as = max(as, poll.Sent)
 		it.checked.Store(int64(poll.Sent))
 	}
-	// A load of this node within the budget proves as much as a poll, but nothing of a token.
-	if !r.proven(poll, now) && (now.Sub(it.loaded) > r.Budget || !r.Token.IsZero()) {
+	// A load of this node within the budget proves as much as a poll, but nothing of a token. Without any
+	// poll there may be a write of this node that the directory could not hold.
+	if !r.proven(poll, now) && (poll == nil || (now.Sub(it.loaded) > r.Budget || !r.Token.IsZero())) {
 		return Result[V]{}, false
 	}
 	return it.result(tier, true, now.Sub(as), now, poll), true

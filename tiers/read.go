@@ -225,35 +225,39 @@ func (c *Cache[V]) Close() error {
 // Hit returns the value of a plain hit in L1 that is FRESH within the budget. When there is none it
 // says so at once, and [Cache.Lookup] is what to call.
 func (c *Cache[V]) Hit(id string, budget time.Duration) (value V, ok bool) {
-	if it, _, _ := c.hit(id, budget); it != nil && !it.absent {
-		return it.value, true
+	it, shard, _, _ := c.seek(id, budget)
+	if it == nil || it.absent {
+		return value, false // Lookup counts what is absent
 	}
-	return value, false
+	shard.hit(id, it)
+	return it.value, true
 }
 
 // hit is the whole way of a plain hit: no lock but the shard's for reading, no allocation. It returns
 // the poll that proves the item fresh at the instant, or no item.
 func (c *Cache[V]) hit(id string, budget time.Duration) (*item[V], *coherence.Poll, coherence.Instant) {
+	it, shard, poll, now := c.seek(id, budget)
+	if it != nil {
+		shard.hit(id, it)
+	}
+	return it, poll, now
+}
+
+// seek is a hit that is not counted yet.
+func (c *Cache[V]) seek(id string, budget time.Duration) (*item[V], *l1Shard[V], *coherence.Poll, coherence.Instant) {
 	poll := c.Tracker.Latest() // before the stamps: what it saw has raised them
 	if poll == nil {
-		return nil, nil, 0
+		return nil, nil, nil, 0
 	}
 	now := c.Tracker.Now()
 	if now.Sub(poll.Sent) > budget {
-		return nil, nil, 0
+		return nil, nil, nil, 0
 	}
 	it, shard := c.l1.get(id)
 	if it == nil || now >= it.expires || it.sum.Load() != c.stamps.Sum(&it.stamps) {
-		return nil, nil, 0
+		return nil, nil, nil, 0
 	}
-	shard.hits.Add(1)
-	if it.absent {
-		shard.absences.Add(1)
-	}
-	if shard.clock.Load()-it.promoted.Load() >= shard.near {
-		shard.promote(id)
-	}
-	return it, poll, now
+	return it, shard, poll, now
 }
 
 // Lookup reads one id.
