@@ -65,7 +65,7 @@ benchstat: servers ## run all Go benchmarks COUNT times and summarise them; choo
 fuzz: servers ## run every fuzz test for FUZZTIME each
 	@GO='$(GO)' FUZZTIME='$(FUZZTIME)' sh scripts/fuzz.sh
 
-mutants: servers ## take away each guard of the guarantee and show that a test fails; one by ARGS='-only NAME'
+mutants: servers ## take away each guard of the guarantee and show that a test fails; some by ARGS='-only NAME,NAME'
 	@$(GO) run ./internal/mutants $(ARGS)
 
 cover: servers ## measure which statements the root's tests reach; the pages are in coverage.html

@@ -355,6 +355,22 @@ func TestTrackerUnproven(t *testing.T) {
 	})
 }
 
+// A flush shows to readers of stamps, also when no change of the log does.
+func TestTrackerFlush(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		log := logtest.NewMemory()
+		tracker := startTracker(t, coherence.TrackerConfig{Log: log})
+		barrier(t, tracker)
+		set := coherence.StampsOf([]coherence.ScopeHash{coherence.Entity("n", "1").Hash(), coherence.Tag("t").Hash()})
+		before := tracker.Stamps().Sum(&set)
+		log.Crash()
+		barrier(t, tracker)
+		if tracker.Stamps().Sum(&set) == before {
+			t.Error("the sum of the stamps is as before")
+		}
+	})
+}
+
 // What was served under a newer snapshot than the latest poll's is not gone behind.
 func TestTrackerAdmit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

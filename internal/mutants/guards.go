@@ -115,7 +115,7 @@ var mutants = []mutant{
 		name: "stamps-not-flushed", guard: "so does a flush",
 		file: "coherence/tracker.go",
 		old:  "\t\tt.stamps.flush()\n", with: "",
-		folder: "coherence", killer: "TestTrackerStamps",
+		folder: "coherence", killer: "TestTrackerFlush",
 	},
 
 	// What is heard before a poll.

@@ -1,7 +1,7 @@
 // Mutants shows that the tests of the guarantee can fail: it takes away one guard after the other, and for each a named
 // test must notice. A mutant that survives is a missing test.
 //
-//	go run ./internal/mutants [-only NAME]
+//	go run ./internal/mutants [-only NAME,NAME]
 //
 // The table of mutants is in guards.go. The source is left alone: the compiler is handed the changed file by an overlay.
 package main
@@ -30,7 +30,7 @@ const (
 )
 
 func main() {
-	only := flag.String("only", "", "the one mutant to run; empty = all")
+	only := flag.String("only", "", "the mutants to run, separated by commas; empty = all")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -45,11 +45,14 @@ func main() {
 func run(ctx context.Context, out io.Writer, only string) error {
 	chosen := mutants
 	if only != "" {
-		i := slices.IndexFunc(mutants, func(m mutant) bool { return m.name == only })
-		if i < 0 {
-			return fmt.Errorf("-only %q: want the name of a mutant in internal/mutants/guards.go", only)
+		chosen = nil
+		for name := range strings.SplitSeq(only, ",") {
+			i := slices.IndexFunc(mutants, func(m mutant) bool { return m.name == name })
+			if i < 0 {
+				return fmt.Errorf("-only %q: want names of mutants in internal/mutants/guards.go", name)
+			}
+			chosen = append(chosen, mutants[i])
 		}
-		chosen = mutants[i : i+1]
 	}
 	mod, err := exec.CommandContext(ctx, "go", "env", "GOMOD").Output()
 	if err != nil {
