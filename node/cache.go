@@ -101,10 +101,12 @@ type CacheConfig[V any] struct {
 	View string
 	// Source is required.
 	Source Source[V]
-	// Tags of an entry, up to 64: invalidating a tag invalidates every entry that has it. nil = none.
+	// Tags of an entry, up to 64: invalidating a tag invalidates every entry that has it. nil = none. What
+	// does not exist has none: only its own id, or the namespace, can tell that it exists now.
 	Tags func(id string, v V) []string
 	// TTL and NegativeTTL bound how long an entry is kept, with a tenth of jitter, for what exists and
-	// for what does not; 0 = 1 h and 30 s. They save space; freshness does not need them.
+	// for what does not, 10 ms to 10 years; 0 = 1 h and 30 s. They save space; freshness does not need
+	// them.
 	TTL, NegativeTTL time.Duration
 	// MaxEntries and MaxBytes bound this cache in L1; 0 = 100,000 and 64 MiB. Bytes are those of the
 	// encoded values and an allowance for what stands around them.

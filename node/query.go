@@ -22,7 +22,8 @@ type QueryConfig[V any] struct {
 	// decodes into V; no row or null means that there is no result. The texts should be few: each is
 	// prepared once per connection. Required.
 	Query func(p cluster.Params) (sql string, args []any, err error)
-	// Tags are what the result depends on, up to 64.
+	// Tags are what the result depends on, up to 64. They are asked for with the zero V where there is no
+	// result: that depends on them no less.
 	Tags func(p cluster.Params, v V) []string
 	// TTL, MaxEntries, MaxBytes as in [CacheConfig].
 	TTL        time.Duration
@@ -68,6 +69,7 @@ func NewQueryCache[V any](n *Node, c QueryConfig[V]) (*QueryCache[V], error) {
 		},
 	}
 	if c.Tags != nil {
+		config.TagAbsent = true
 		config.Tags = func(id string, v V) []string {
 			p, err := paramsOf(id)
 			if err != nil {

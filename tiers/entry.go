@@ -92,8 +92,8 @@ const (
 	flagAbsent     = 1 << 0
 	flagCompressed = 1 << 1
 
-	maxCost = math.MaxUint32 * time.Microsecond
-	maxTTL  = math.MaxInt64 / time.Millisecond // in milliseconds
+	maxCost    = math.MaxUint32 * time.Microsecond
+	longestTTL = math.MaxInt64 / time.Millisecond // of a time to live
 )
 
 // KeySum is the xxHash64 of a key, by which an entry names the key that it is for.
@@ -235,7 +235,7 @@ func DecodeEntry(b []byte) (Header, []byte, error) {
 		return Header{}, nil, fmt.Errorf("%w: unknown flags %#x", ErrForeign, flags)
 	case h.Codec != JSON:
 		return Header{}, nil, fmt.Errorf("%w: unknown codec %d", ErrForeign, h.Codec)
-	case soft > uint64(maxTTL) || hard > uint64(maxTTL):
+	case soft > uint64(longestTTL) || hard > uint64(longestTTL):
 		return Header{}, nil, fmt.Errorf("%w: time to live out of range", ErrCorrupt)
 	case size > MaxPayload:
 		return Header{}, nil, fmt.Errorf("%w: payload of %d bytes, the most is %d", ErrCorrupt, size, MaxPayload)

@@ -24,12 +24,18 @@ func (c *Cache[V]) loadedItem(id string, loaded Batch[V], began loadStart, cost 
 	}
 	if !found {
 		it.ttl = vary(c.config.NegativeTTL)
-	} else if c.config.Tags != nil {
+	}
+	if c.tagged(it) {
 		it.tags = hashTags(c.config.Tags(id, value))
 	}
 	it.expires = c.Tracker.Now().Add(it.ttl)
 	c.place(id, it)
 	return it
+}
+
+// tagged reports whether the item has the tags of the configuration.
+func (c *Cache[V]) tagged(it *item[V]) bool {
+	return c.config.Tags != nil && (!it.absent || c.config.TagAbsent)
 }
 
 // hashTags are the tags' scopes, ascending without duplicates.
@@ -115,7 +121,7 @@ func (c *Cache[V]) decode(id, key string, b []byte, from Tier) (it *item[V], err
 			return nil, fmt.Errorf("%w: %w", ErrForeign, err)
 		}
 	}
-	if !h.Absent && c.config.Tags != nil {
+	if c.tagged(it) {
 		// What wrote the entry may have had other tags in mind: those of this build count, too.
 		it.tags = mergeTags(h.Tags, hashTags(c.config.Tags(id, it.value)))
 	}

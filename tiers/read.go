@@ -114,12 +114,13 @@ type Shared struct {
 	Own      *OwnWrites         // nil = none are told
 	// LoadTimeout bounds a flight from its start to its end; 0 = 5 s.
 	LoadTimeout time.Duration
-	// LeaseWait is how long a flight waits for another replica's load; 0 = 500 ms.
+	// LeaseWait is how long a flight waits for another replica's load; 0 = 500 ms, or a quarter of
+	// LoadTimeout if that is shorter.
 	LeaseWait time.Duration
 	// LeaseTTL is how long a lease outlives a replica that died with it; 0 = 2 s, or LeaseWait if that
 	// is longer.
 	LeaseTTL time.Duration
-	// PeerWait is how long a flight waits for owner replicas, all together; 0 = 500 ms.
+	// PeerWait is how long a flight waits for owner replicas, all together; 0 = as LeaseWait.
 	PeerWait time.Duration
 	// ProofTimeout bounds the wait of one read for a poll; 0 = 1 s.
 	ProofTimeout time.Duration
@@ -134,8 +135,11 @@ type Config[V any] struct {
 	Source Source[V] // required
 	// Tags are what may change besides the entity itself; at most [MaxTags]. nil = none.
 	Tags func(id string, v V) []string
-	// TTL and NegativeTTL of what is there and of what is not; both with a tenth of jitter; 0 = 1 h
-	// and 30 s.
+	// TagAbsent asks Tags also for what is not there, with the zero V: where a change of something else
+	// than the id itself can bring it about.
+	TagAbsent bool
+	// TTL and NegativeTTL of what is there and of what is not, 10 ms to 10 years; both with a tenth of
+	// jitter; 0 = 1 h and 30 s.
 	TTL, NegativeTTL time.Duration
 	// MaxEntries and MaxBytes bound L1; 0 = 100,000 and 64 MiB.
 	MaxEntries int
@@ -158,6 +162,13 @@ type Cache[V any] struct {
 	work sync.WaitGroup // flights
 }
 
+// minTTL and maxTTL bound the times to live that a cache may be given: shorter is of no use, and longer
+// would leave the range of a clock.
+const (
+	minTTL = 10 * time.Millisecond
+	maxTTL = 10 * 365 * 24 * time.Hour
+)
+
 // NewCache makes the read path. [Cache.Close] ends it.
 func NewCache[V any](shared Shared, c Config[V]) (*Cache[V], error) {
 	var problems []error
@@ -167,9 +178,12 @@ func NewCache[V any](shared Shared, c Config[V]) (*Cache[V], error) {
 	if c.Key == nil {
 		problems = append(problems, errors.New("tiers: Key is nil; want the key of an id"))
 	}
-	for name, n := range map[string]int64{
-		"TTL": int64(c.TTL), "NegativeTTL": int64(c.NegativeTTL), "MaxEntries": int64(c.MaxEntries), "MaxBytes": c.MaxBytes,
-	} {
+	for name, ttl := range map[string]time.Duration{"TTL": c.TTL, "NegativeTTL": c.NegativeTTL} {
+		if ttl != 0 && (ttl < minTTL || ttl > maxTTL) {
+			problems = append(problems, fmt.Errorf("tiers: %s is %v; want %v to %v, or 0 for the default", name, ttl, minTTL, maxTTL))
+		}
+	}
+	for name, n := range map[string]int64{"MaxEntries": int64(c.MaxEntries), "MaxBytes": c.MaxBytes} {
 		if n < 0 {
 			problems = append(problems, fmt.Errorf("tiers: %s is negative; want 0 for the default or more", name))
 		}
@@ -180,9 +194,10 @@ func NewCache[V any](shared Shared, c Config[V]) (*Cache[V], error) {
 	c.TTL = cmp.Or(c.TTL, time.Hour)
 	c.NegativeTTL = cmp.Or(c.NegativeTTL, 30*time.Second)
 	shared.LoadTimeout = cmp.Or(shared.LoadTimeout, 5*time.Second)
-	shared.LeaseWait = cmp.Or(shared.LeaseWait, 500*time.Millisecond)
+	wait := min(500*time.Millisecond, shared.LoadTimeout/4) // and then there is time left to load
+	shared.LeaseWait = cmp.Or(shared.LeaseWait, wait)
 	shared.LeaseTTL = cmp.Or(shared.LeaseTTL, max(2*time.Second, shared.LeaseWait))
-	shared.PeerWait = cmp.Or(shared.PeerWait, 500*time.Millisecond)
+	shared.PeerWait = cmp.Or(shared.PeerWait, wait)
 	shared.ProofTimeout = cmp.Or(shared.ProofTimeout, time.Second)
 	shared.Logger = cmp.Or(shared.Logger, slog.Default())
 	life, end := context.WithCancelCause(context.Background())

@@ -312,17 +312,7 @@ func (s *QuerySource[V]) load(ctx context.Context, id string) (coherence.Snapsho
 	if err != nil {
 		return coherence.Snapshot{}, v, false, err
 	}
-	row, err := s.run(ctx, text, args)
-	if err != nil {
-		return coherence.Snapshot{}, v, false, err
-	}
-	var timeline int64
-	var snapshot string
-	var result []byte
-	if err := row.Scan(&timeline, &snapshot, &result); err != nil {
-		return coherence.Snapshot{}, v, false, fmt.Errorf("tiers: query: %w", err)
-	}
-	at, err := coherence.ParseSnapshot(uint64(timeline), snapshot)
+	at, result, err := s.run(ctx, text, args)
 	if err != nil || result == nil {
 		return at, v, false, err
 	}
@@ -332,26 +322,49 @@ func (s *QuerySource[V]) load(ctx context.Context, id string) (coherence.Snapsho
 	return at, v, true, nil
 }
 
-func (s *QuerySource[V]) run(ctx context.Context, text string, args []any) (*sqlx.Row, error) {
-	s.mu.Lock()
-	st, ok := s.statements[text]
-	if !ok {
-		st = &statement{db: s.db, text: `select freshet.current_timeline(), pg_current_snapshot()::text, (` +
-			strings.TrimRight(strings.TrimSpace(text), "; \t\n") + `
-)`}
-		if len(s.statements) < maxStatements {
-			s.statements[text], ok = st, true
+// run returns the snapshot and the column of the text's one row; nil if there is none.
+func (s *QuerySource[V]) run(ctx context.Context, text string, args []any) (coherence.Snapshot, []byte, error) {
+	st, kept := s.statement(text)
+	if !kept {
+		return scanResult(s.db.QueryRowxContext(ctx, st.text, args...))
+	}
+	for again := true; ; again = false {
+		stmt, err := st.prepare(ctx)
+		if err != nil {
+			return coherence.Snapshot{}, nil, err
+		}
+		at, result, err := scanResult(stmt.QueryRowxContext(ctx, args...))
+		if !again || !st.outdated(stmt, err) {
+			return at, result, err
 		}
 	}
-	s.mu.Unlock()
-	if !ok {
-		return s.db.QueryRowxContext(ctx, st.text, args...), nil
+}
+
+// statement is that of the text, and whether it is kept.
+func (s *QuerySource[V]) statement(text string) (st *statement, kept bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if st, kept = s.statements[text]; kept {
+		return st, true
 	}
-	stmt, err := st.prepare(ctx) //nolint:sqlclosecheck // kept for the next load; Close closes it
-	if err != nil {
-		return nil, err
+	st = &statement{db: s.db, text: `select freshet.current_timeline(), pg_current_snapshot()::text, (` +
+		strings.TrimRight(strings.TrimSpace(text), "; \t\n") + `
+)`}
+	if len(s.statements) < maxStatements {
+		s.statements[text], kept = st, true
 	}
-	return stmt.QueryRowxContext(ctx, args...), nil
+	return st, kept
+}
+
+func scanResult(row *sqlx.Row) (coherence.Snapshot, []byte, error) {
+	var timeline int64
+	var snapshot string
+	var result []byte
+	if err := row.Scan(&timeline, &snapshot, &result); err != nil {
+		return coherence.Snapshot{}, nil, fmt.Errorf("tiers: query: %w", err)
+	}
+	at, err := coherence.ParseSnapshot(uint64(timeline), snapshot)
+	return at, result, err
 }
 
 // Close gives up the prepared queries.
