@@ -338,7 +338,9 @@ func (c *Cache[V]) load(ctx context.Context, batch []*flight[V]) {
 		return
 	}
 	if err != nil {
-		c.counts.loadErrs.Add(uint64(len(batch)))
+		if began.order != 0 { // else the bulkhead let nobody ask
+			c.counts.loadErrs.Add(uint64(len(batch)))
+		}
 		for _, f := range batch {
 			c.land(f, nil, err)
 		}
@@ -375,14 +377,9 @@ func (c *Cache[V]) load(ctx context.Context, batch []*flight[V]) {
 		return
 	}
 	// Best effort, bounded by L2's own time-out; the readers have their answer.
-	for i, err := range c.L2.SetMany(context.WithoutCancel(ctx), fillings) {
-		if err == nil {
-			continue
-		}
-		c.counts.fillErrs.Add(1)
-		if fillings[i].LeaseKey != "" && errors.Is(err, ErrTooLarge) {
-			// Nothing was sent. Others must not wait for what will not come.
-			_ = c.L2.Release(context.WithoutCancel(ctx), fillings[i].LeaseKey, fillings[i].Token)
+	for _, err := range c.L2.SetMany(context.WithoutCancel(ctx), fillings) {
+		if err != nil {
+			c.counts.fillErrs.Add(1)
 		}
 	}
 }

@@ -95,7 +95,8 @@ type Filling struct {
 }
 
 // Fill stores a value as [L2.Set] does and then releases the lease of its load, in one round trip. A
-// lease that another has taken meanwhile is left alone. The error is about the value only.
+// lease that another has taken meanwhile is left alone, and one's own is released also when the value is
+// refused. The error is about the value only.
 func (l *L2) Fill(ctx context.Context, f Filling) error {
 	return l.SetMany(ctx, []Filling{f})[0]
 }
@@ -106,13 +107,12 @@ func (l *L2) SetMany(ctx context.Context, fillings []Filling) []error {
 	sets := make([]int, len(fillings)) // filling -> its SET among reqs
 	reqs := make([]request, 0, 2*len(fillings))
 	for i, f := range fillings {
-		if errs[i] = f.validate(l.config.maxValue()); errs[i] != nil {
-			continue
+		if errs[i] = f.validate(l.config.maxValue()); errs[i] == nil {
+			sets[i] = len(reqs)
+			reqs = append(reqs, request{slot: cluster.Slot(f.Key), build: func(b rueidis.Builder) rueidis.Completed {
+				return b.Set().Key(f.Key).Value(rueidis.BinaryString(f.Bytes)).PxMilliseconds(f.TTL.Milliseconds()).Build()
+			}})
 		}
-		sets[i] = len(reqs)
-		reqs = append(reqs, request{slot: cluster.Slot(f.Key), build: func(b rueidis.Builder) rueidis.Completed {
-			return b.Set().Key(f.Key).Value(rueidis.BinaryString(f.Bytes)).PxMilliseconds(f.TTL.Milliseconds()).Build()
-		}})
 		if f.LeaseKey != "" {
 			reqs = append(reqs, releaseRequest(f.LeaseKey, f.Token))
 		}
