@@ -78,7 +78,8 @@ type RedisConfig struct {
 	// Timeout bounds every call; 0 = 50 ms.
 	Timeout time.Duration
 	// LeaseWait is how long a miss waits for another replica that is loading the same key before it
-	// loads, too; 0 = 500 ms. Sources that take longer want more.
+	// loads, too, out of its LoadTimeout; 0 = 500 ms, or a quarter of LoadTimeout if that is shorter.
+	// Sources that take longer want more.
 	LeaseWait time.Duration
 	// MaxValue is the largest entry stored, in bytes; 0 = 8 MiB. Larger ones stay in L1, if they fit.
 	MaxValue int
@@ -165,8 +166,12 @@ func (c Config) Validate() error {
 	return errors.Join(problems...)
 }
 
-// withoutURL is the error without the URL that it is about, which may have a password in it.
+// withoutURL is the error without the URL that it is about, or the word of a DSN: either may have a password
+// in it.
 func withoutURL(err error) error {
+	if strings.HasPrefix(err.Error(), `missing "=" after`) {
+		return errors.New(`a word without "=": values with spaces stand in single quotes`)
+	}
 	if bad := (*url.Error)(nil); errors.As(err, &bad) {
 		return bad.Err
 	}

@@ -1,6 +1,7 @@
 package node_test
 
 import (
+	"math"
 	"strings"
 	"testing"
 	"time"
@@ -44,6 +45,7 @@ func TestConfigOfServers(t *testing.T) {
 		want   string
 	}{
 		{"DSN", func(c *node.Config) { c.Postgres.DSN = "postgres://freshet:opensesame@host:port/db" }, "Config.Postgres.DSN"},
+		{"DSN of words", func(c *node.Config) { c.Postgres.DSN = "host=h password=very opensesame" }, "Config.Postgres.DSN"},
 		{"NATS", func(c *node.Config) { c.NATS.URLs = []string{"nats://user:opensesame@host:port"} }, "Config.NATS"},
 		{"credentials", func(c *node.Config) { c.NATS.Credentials = "/nowhere" }, "Config.NATS"},
 	} {
@@ -81,6 +83,7 @@ func TestCacheConfig(t *testing.T) {
 			node.CacheConfig[Thing]{Namespace: "x", Source: source, TTL: -1, NegativeTTL: -1, MaxEntries: -1, MaxBytes: -1},
 			[]string{"TTL", "NegativeTTL", "MaxEntries", "MaxBytes"},
 		},
+		{"for ever", node.CacheConfig[Thing]{Namespace: "x", Source: source, TTL: math.MaxInt64, NegativeTTL: 1}, []string{" TTL", "NegativeTTL"}},
 		{"twice", node.CacheConfig[Thing]{Namespace: "thing", Source: source}, []string{"one already"}},
 	} {
 		_, err := node.NewCache(r.Node, c.c)

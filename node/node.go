@@ -208,9 +208,9 @@ func (n *Node) hear(h coherence.Hint) {
 
 // Close ends the node: reads and new writes fail with [ErrClosed], writes under way are waited for, up to
 // PostgresConfig.WriteTimeout, loads under way end, hints are sent, and every goroutine and connection
-// is gone when it returns. It waits for loads no longer than
-// twice PostgresConfig.LoadTimeout and 2 s: a source that goes on regardless of its context is an error.
-// Closing again does nothing but wait for the first call and return its error.
+// is gone when it returns. It waits for loads no longer than twice PostgresConfig.LoadTimeout and 2 s: a
+// source that goes on regardless of its context is an error. Closing again does nothing but wait for the
+// first call and return its error.
 func (n *Node) Close() error {
 	n.closing.Do(func() { n.closeError = n.close() })
 	return n.closeError
