@@ -88,6 +88,7 @@ func collect(s Stats, out chan<- prometheus.Metric) {
 	counter(describe("writes_total", "Writes through this node."), s.Writes)
 	hints := describe("hints_total", "Hints by what became of them.", "result")
 	counter(hints, s.HintsSent, "published")
+	counter(hints, s.HintsUnsent, "unsent")
 	counter(hints, s.HintsReceived, "heard")
 	counter(hints, s.HintGaps, "missed")
 	counter(hints, s.HintsRefused, "refused")

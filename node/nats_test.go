@@ -66,6 +66,9 @@ func TestI1I5NATSDown(t *testing.T) {
 			t.Errorf("without NATS a change took %v", took)
 		}
 	}
+	if n := r[0].Stats(); n.HintsSent != 0 || n.HintsUnsent != 3 {
+		t.Errorf("without NATS %d hints were sent and %d were not, want 0 and 3", n.HintsSent, n.HintsUnsent)
+	}
 	together := func() bool { return len(r[0].Stats().Members) == 2 && len(r[1].Stats().Members) == 2 }
 	if together() {
 		t.Error("members see each other without a bus")

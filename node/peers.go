@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -24,12 +23,10 @@ type peers struct {
 	sub  *nats.Subscription
 
 	// places bounds the answers under way: one token each.
-	places  chan struct{}
-	work    sync.WaitGroup
-	ctx     context.Context //nolint:containedctx // the node's lifetime
-	stop    context.CancelFunc
-	served  atomic.Uint64
-	refused atomic.Uint64
+	places chan struct{}
+	work   sync.WaitGroup
+	ctx    context.Context //nolint:containedctx // the node's lifetime
+	stop   context.CancelFunc
 }
 
 const (
@@ -96,7 +93,6 @@ func (p *peers) receive(m *nats.Msg) {
 			p.answer(m)
 		})
 	default:
-		p.refused.Add(1)
 		_ = m.Respond([]byte{answerNone})
 	}
 }
@@ -104,11 +100,9 @@ func (p *peers) receive(m *nats.Msg) {
 func (p *peers) answer(m *nats.Msg) {
 	b, err := p.entry(m.Data)
 	if err != nil || len(b) > maxPeerEntry {
-		p.refused.Add(1)
 		_ = m.Respond([]byte{answerNone})
 		return
 	}
-	p.served.Add(1)
 	_ = m.Respond(append([]byte{answerEntry}, b...))
 }
 

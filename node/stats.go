@@ -8,7 +8,7 @@ import (
 
 // nodeCounts is what a node counts besides its caches and its tracker.
 type nodeCounts struct {
-	writes, hintsHeard, hintErrors, unlinkErrors atomic.Uint64
+	writes, hintsHeard, hintsUnsent atomic.Uint64
 }
 
 // Stats describes a node by now; counts are since it was opened. It is made for JSON.
@@ -25,6 +25,7 @@ type Stats struct {
 	Writes      uint64  `json:"writes"` // through this node
 
 	HintsSent     uint64 `json:"hints_sent"`
+	HintsUnsent   uint64 `json:"hints_unsent"` // NATS was away: others found the change by polling
 	HintsReceived uint64 `json:"hints_received"`
 	HintGaps      uint64 `json:"hint_gaps"` // hints of others that did not arrive
 	HintsRefused  uint64 `json:"hints_refused"`
@@ -102,7 +103,8 @@ func (n *Node) Stats() Stats {
 		Shards: []ShardStats{}, Members: []MemberStats{}, Namespaces: []NamespaceStats{},
 	}
 	if n.bus != nil {
-		s.HintsSent = n.bus.Published()
+		s.HintsUnsent = n.counts.hintsUnsent.Load() // before those that are numbered: each of it is among them
+		s.HintsSent = n.bus.Published() - s.HintsUnsent
 	}
 	if n.l2 != nil {
 		for _, shard := range n.l2.Shards() {
