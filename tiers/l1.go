@@ -74,17 +74,18 @@ type l1Shard[V any] struct {
 	_         [64]byte // keeps neighbours off this cache line
 }
 
-// maxShards and minPerShard decide how many locks an L1 has: as many as the first allows while each
-// shard has at least the second in entries.
+// These decide how many locks an L1 has: as many as the first allows while each shard has at least the
+// second in entries and the third in bytes, since no item is larger than its shard.
 const (
-	maxShards   = 64
-	minPerShard = 128
+	maxShards     = 64
+	minPerShard   = 128
+	minShardBytes = 1 << 20
 )
 
 // newL1 makes an L1 of at most the given entries and bytes, both positive.
 func newL1[V any](entries int, bytes int64) *L1[V] {
 	n := 1
-	for n < maxShards && entries/(2*n) >= minPerShard {
+	for n < maxShards && entries/(2*n) >= minPerShard && bytes/int64(2*n) >= minShardBytes {
 		n *= 2
 	}
 	l := &L1[V]{seed: maphash.MakeSeed(), mask: uint64(n - 1), shards: make([]l1Shard[V], n)}

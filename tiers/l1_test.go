@@ -57,6 +57,16 @@ func TestL1TooLarge(t *testing.T) {
 	}
 }
 
+// Few bytes are not cut into shards in which no value of some size has room.
+func TestL1ShardsHaveRoom(t *testing.T) {
+	if l := newL1[int](100_000, 10<<20); !l.put("a", itemOf(1, 1<<20, 1)) {
+		t.Errorf("1 MiB has no room in 10 MiB of %d shards", len(l.shards))
+	}
+	if l := newL1[int](100_000, 64<<20); len(l.shards) != maxShards {
+		t.Errorf("%d shards by default, want %d", len(l.shards), maxShards)
+	}
+}
+
 // An older value does not replace a newer one.
 func TestL1KeepsTheNewer(t *testing.T) {
 	l := newL1[int](10, 1000)
