@@ -75,14 +75,16 @@ type Entry[V any] struct {
 type Source[V any] func(n *Node) (tiers.Source[V], error)
 
 // SQL is the source of entities that one query returns. Its parameter $1 is the array of ids; one of
-// its columns must be named id, and the others match V's fields as in sqlx. The node wraps the query
+// its columns must be named id, and the others match V's fields as in sqlx. An id exists if it is the text
+// of that column, as Postgres writes it: 42, not 042. The node wraps the query
 // so that the rows and the snapshot under which they were read come from one statement.
 func SQL[V any](query string) Source[V] {
 	return func(n *Node) (tiers.Source[V], error) { return tiers.NewSQLSource[V](n.loads, query) }
 }
 
 // Func is a source in Go. It returns what there is of the ids, and must read the present state, not a
-// replica's. Each load costs a poll more than with [SQL].
+// replica's. Each load costs a poll more than with [SQL], and since nobody knows when it read, only that it
+// was later than the poll, a token does not carry a change that it saw before any poll did.
 func Func[V any](load func(ctx context.Context, ids []string) (map[string]V, error)) Source[V] {
 	return func(n *Node) (tiers.Source[V], error) {
 		if load == nil {
@@ -109,7 +111,8 @@ type CacheConfig[V any] struct {
 	// them.
 	TTL, NegativeTTL time.Duration
 	// MaxEntries and MaxBytes bound this cache in L1; 0 = 100,000 and 64 MiB. Bytes are those of the
-	// encoded values and an allowance for what stands around them.
+	// encoded values and an allowance for what stands around them; an entry above 1 MiB, or a 64th of
+	// MaxBytes if that is more, may find no room.
 	MaxEntries int
 	MaxBytes   int64
 }
