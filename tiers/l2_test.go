@@ -578,22 +578,25 @@ func TestL2CallersGiveUp(t *testing.T) {
 	if err := nodeAt(t, hung).Pause(); err != nil {
 		t.Fatal(err)
 	}
-	for range 3 * maxOutstanding {
-		all.Go(func() {
-			ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
-			defer cancel()
-			if _, err := l.Get(ctx, key); !errors.Is(err, ErrUnavailable) {
-				t.Errorf("%v", err)
-			}
-		})
-	}
-	all.Wait()
+	until(t, "calls are refused", func() bool { // on a busy machine many give up before they are sent
+		for range 3 * maxOutstanding {
+			all.Go(func() {
+				ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
+				defer cancel()
+				if _, err := l.Get(ctx, key); !errors.Is(err, ErrUnavailable) {
+					t.Errorf("%v", err)
+				}
+			})
+		}
+		all.Wait()
+		return stateOf(l, hung).Refused > 0
+	})
 	s := stateOf(l, hung)
 	if s.Failures > before.Failures || s.State != "closed" {
 		t.Errorf("callers that gave up counted against the shard: %+v", s)
 	}
-	if sent := s.Requests - before.Requests; sent > maxOutstanding || s.Refused == 0 {
-		t.Errorf("%d calls were sent without an answer, %d refused; the most is %d", sent, s.Refused, maxOutstanding)
+	if sent := s.Requests - before.Requests; sent > maxOutstanding {
+		t.Errorf("%d calls were sent without an answer; the most is %d", sent, maxOutstanding)
 	}
 	if _, err := get(t, l, key); !errors.Is(err, ErrUnavailable) {
 		t.Errorf("with a full pipeline: %v", err)
@@ -786,16 +789,18 @@ func TestL2SlotMigration(t *testing.T) {
 	readers.Wait()
 	t.Logf("%d rounds of reads, leases and fills", reads.Load())
 
-	// The slot goes back where the cluster's other tests expect it.
-	if err := l.Unlink(t.Context(), keys...); err != nil {
-		t.Error(err)
-	}
-	var leases []string
-	for _, key := range keys {
-		leases = append(leases, cluster.Lease(key))
-	}
-	if err := l.Unlink(t.Context(), leases...); err != nil {
-		t.Error(err)
+	// The slot goes back where the cluster's other tests expect it, without keys: theirs that were in it, too.
+	for {
+		batch, err := to.Do(t.Context(), to.B().ClusterGetkeysinslot().Slot(slot).Count(100).Build()).AsStrSlice()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(batch) == 0 {
+			break
+		}
+		if err := to.Do(t.Context(), to.B().Del().Key(batch...).Build()).Error(); err != nil {
+			t.Fatal(err)
+		}
 	}
 	slices.Reverse(others[:2])
 	assign(fromID)

@@ -15,6 +15,9 @@ func (r *reading) proven(poll *coherence.Poll, now coherence.Instant) bool {
 	if r.barrier != nil && !poll.Before(r.barrier) {
 		return true
 	}
+	if r.Budget <= 0 {
+		return false
+	}
 	return now.Sub(poll.Sent) <= r.Budget && r.Token.SeenBy(poll.Snapshot)
 }
 

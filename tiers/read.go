@@ -261,8 +261,8 @@ func (c *Cache[V]) hit(id string, budget time.Duration) (*item[V], *coherence.Po
 // seek is a hit that is not counted yet.
 func (c *Cache[V]) seek(id string, budget time.Duration) (*item[V], *l1Shard[V], *coherence.Poll, coherence.Instant) {
 	poll := c.Tracker.Latest() // before the stamps: what it saw has raised them
-	if poll == nil {
-		return nil, nil, nil, 0
+	if poll == nil || budget <= 0 {
+		return nil, nil, nil, 0 // a budget of 0 wants a poll of its own, which no clock can tell from an older one
 	}
 	now := c.Tracker.Now()
 	if now.Sub(poll.Sent) > budget {
