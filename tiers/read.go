@@ -385,7 +385,12 @@ func (it *item[V]) result(tier Tier, fresh bool, age time.Duration, now coherenc
 }
 
 // Entry returns the id's entry in L2's format, for a peer that asks its owner.
-func (c *Cache[V]) Entry(ctx context.Context, id string, want Want) ([]byte, error) {
+func (c *Cache[V]) Entry(ctx context.Context, id string, want Want) (b []byte, err error) {
+	defer func() {
+		if p := recover(); p != nil { // V may encode itself, and nobody else would catch it here
+			b, err = nil, fmt.Errorf("%s %q: encoding panicked: %v", c.config.Namespace, short(id), p)
+		}
+	}()
 	r, err := c.Lookup(ctx, id, want)
 	if err != nil {
 		return nil, err
