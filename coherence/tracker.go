@@ -281,12 +281,14 @@ const maxYields = 16
 // gather lets callers that are about to ask for a poll do so, as long as more come: a crowd that begins
 // at once then shares few polls, however long the scheduler takes to let all of it begin.
 func (t *Tracker) gather() {
-	before := 1
+	before, quiet := 1, 0
 	for range maxYields {
 		t.mu.Lock()
 		now := t.next.size
 		t.mu.Unlock()
-		if now <= before {
+		if now > before {
+			quiet = 0
+		} else if quiet++; now <= 1 || quiet > 2 {
 			return
 		}
 		before = now
