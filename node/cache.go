@@ -83,8 +83,8 @@ func SQL[V any](query string) Source[V] {
 }
 
 // Func is a source in Go. It returns what there is of the ids, and must read the present state, not a
-// replica's. Each load costs a poll more than with [SQL], and since nobody knows when it read, only that it
-// was later than the poll, a token does not carry a change that it saw before any poll did.
+// replica's. Since nobody knows when it reads, each load costs two polls more than with [SQL]: one before
+// it, and one after it.
 func Func[V any](load func(ctx context.Context, ids []string) (map[string]V, error)) Source[V] {
 	return func(n *Node) (tiers.Source[V], error) {
 		if load == nil {

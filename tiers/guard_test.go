@@ -52,6 +52,31 @@ func TestI1SlowFunction(t *testing.T) {
 	})
 }
 
+// I2, I3: a function may read what was committed after it began: nothing older is served after it, here
+// or to the reader's session elsewhere.
+func TestI3FunctionReadsLate(t *testing.T) {
+	onDesk(t, func(d *desk) {
+		old := d.header("a")
+		d.reopen(func(_ *Shared, c *Config[int]) {
+			c.Source = FuncSource[int]{Tracker: d.tracker, Func: func(ctx context.Context, ids []string) (map[string]int, error) {
+				d.write("a", 10)
+				batch, err := d.Load(ctx, ids)
+				return batch.Values, err
+			}}
+		})
+		r := d.read("a", second)
+		if r.Value != 10 || !r.Fresh {
+			d.t.Fatalf("%+v", r)
+		}
+		if d.arrives("a", old) {
+			d.t.Error("an entry from before the change is taken after the change was answered")
+		}
+		if r.Token().SeenBy(old.Snapshot) {
+			d.t.Error("the reader's token does not cover what it has read")
+		}
+	})
+}
+
 // I1: what was read without any proof of its age is not answered, however old an answer may be.
 func TestI1LoadFromAStandby(t *testing.T) {
 	onDesk(t, func(d *desk) {

@@ -15,7 +15,7 @@ import (
 func (c *Cache[V]) loadedItem(id string, loaded Batch[V], began loadStart, cost time.Duration) *item[V] {
 	value, found := loaded.Values[id]
 	it := &item[V]{
-		value: value, absent: !found, tier: TierSource, snapshot: loaded.Snapshot,
+		value: value, absent: !found, tier: TierSource, snapshot: loaded.Snapshot, after: loaded.After,
 		loadedAt: time.Now(), ttl: vary(c.config.TTL), cost: cost, loaded: began.at, order: began.order,
 	}
 	if loaded.Snapshot.Timeline == 0 {

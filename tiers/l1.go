@@ -34,6 +34,7 @@ type item[V any] struct {
 	checked atomic.Int64
 
 	snapshot coherence.Snapshot
+	after    *coherence.Poll // of [Batch]
 	tags     []coherence.ScopeHash
 	scopes   []coherence.ScopeHash // entity, view, namespace, everything, tags
 	size     int64                 // encoded bytes and what the entry takes beside them

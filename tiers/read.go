@@ -380,7 +380,7 @@ func (c *Cache[V]) again(id string, r *reading) (Result[V], bool) {
 func (it *item[V]) result(tier Tier, fresh bool, age time.Duration, now coherence.Instant, poll *coherence.Poll) Result[V] {
 	return Result[V]{
 		Value: it.value, Absent: it.absent, Fresh: fresh, Age: age, Tier: tier, Version: it.version,
-		TTL: it.expires.Sub(now), Tags: it.tags, snapshot: &it.snapshot, poll: poll,
+		TTL: it.expires.Sub(now), Tags: it.tags, snapshot: &it.snapshot, poll: cmp.Or(poll, it.after),
 	}
 }
 

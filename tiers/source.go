@@ -23,6 +23,9 @@ type Batch[V any] struct {
 	// Snapshot: the values are the state at this snapshot, or later. Without a timeline nothing is
 	// proven of them: they are neither FRESH nor kept.
 	Snapshot coherence.Snapshot
+	// After is a poll that was sent after the values were read, so that it has seen all that they may
+	// reflect. nil: they are exactly the state at Snapshot.
+	After *coherence.Poll
 	// Values: id -> value. An id that was asked for and is not here does not exist.
 	Values map[string]V
 }
@@ -251,8 +254,10 @@ func (p *scanPlan[V]) targets(v *V, into []any) {
 	}
 }
 
-// FuncSource loads by a function. Since nobody knows what it reads, the snapshot is that of a barrier
-// before it starts: the values are the state at that snapshot or later.
+// FuncSource loads by a function. Since nobody knows when it reads, the snapshot is that of a barrier
+// before it starts: the values are the state at that snapshot or later. A second barrier, when it has
+// returned, makes known what the values may reflect beyond: nothing older is served after them, and
+// the token of their reader covers them.
 type FuncSource[V any] struct {
 	Tracker *coherence.Tracker
 	Func    func(ctx context.Context, ids []string) (map[string]V, error)
@@ -260,12 +265,16 @@ type FuncSource[V any] struct {
 
 // Load implements [Source].
 func (s FuncSource[V]) Load(ctx context.Context, ids []string) (Batch[V], error) {
-	poll, err := s.Tracker.Barrier(ctx)
+	before, err := s.Tracker.Barrier(ctx)
 	if err != nil {
 		return Batch[V]{}, err
 	}
 	values, err := s.Func(ctx, ids)
-	return Batch[V]{Snapshot: poll.Snapshot, Values: values}, err
+	if err != nil {
+		return Batch[V]{}, err
+	}
+	after, err := s.Tracker.Barrier(ctx)
+	return Batch[V]{Snapshot: before.Snapshot, After: after, Values: values}, err
 }
 
 // QuerySource loads results of queries: an id is the text of a query's parameters, and the query

@@ -212,11 +212,15 @@ var mutants = []mutant{
 	{
 		name: "snapshot-after-load", guard: "a function's values count as of a barrier before it starts",
 		file: "tiers/source.go",
-		old: "\tpoll, err := s.Tracker.Barrier(ctx)\n\tif err != nil {\n\t\treturn Batch[V]{}, err\n\t}\n\tvalues, err := s.Func(ctx, ids)\n" +
-			"\treturn Batch[V]{Snapshot: poll.Snapshot, Values: values}, err\n",
-		with: "\tvalues, err := s.Func(ctx, ids)\n\tif err != nil {\n\t\treturn Batch[V]{}, err\n\t}\n\tpoll, err := s.Tracker.Barrier(ctx)\n" +
-			"\tif err != nil {\n\t\treturn Batch[V]{}, err\n\t}\n\treturn Batch[V]{Snapshot: poll.Snapshot, Values: values}, nil\n",
+		old:  "Batch[V]{Snapshot: before.Snapshot, After: after, Values: values}, err",
+		with: "Batch[V]{Snapshot: after.Snapshot, After: before, Values: values}, err",
 		folder: "tiers", killer: "TestI1SlowFunction",
+	},
+	{
+		name: "no-barrier-after-function", guard: "what they reflect beyond it is known before they are served",
+		file: "tiers/source.go",
+		old:  "after, err := s.Tracker.Barrier(ctx)", with: "after := before",
+		folder: "tiers", killer: "TestI3FunctionReadsLate",
 	},
 	{
 		name: "standby-trusted", guard: "a load without a timeline proves no age",
