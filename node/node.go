@@ -34,7 +34,8 @@ type Node struct {
 	tracker  *coherence.Tracker
 	bulkhead *tiers.Bulkhead
 	own      tiers.OwnWrites
-	l2       *tiers.L2 // nil = none
+	l2       *tiers.L2   // nil = none
+	store    tiers.Store // l2 for the caches; nil = none
 	conn     *nats.Conn
 	bus      *coherence.Bus      // nil = none
 	members  *cluster.Membership // nil = none
@@ -115,6 +116,7 @@ func (n *Node) open() error {
 		if n.l2, err = tiers.OpenL2(c.l2()); err != nil {
 			return err
 		}
+		n.store = n.l2
 	}
 	if len(c.NATS.URLs) > 0 {
 		if err := n.openBus(); err != nil {

@@ -201,7 +201,7 @@ const maxUnlink = 1000
 // unlink removes entries of changed entities from L2. It saves others from fetching what they would
 // refuse; nothing depends on it.
 func (n *Node) unlink(ctx context.Context, scopes []coherence.Scope) {
-	if n.l2 == nil {
+	if n.store == nil {
 		return
 	}
 	var keys []string
@@ -215,7 +215,7 @@ func (n *Node) unlink(ctx context.Context, scopes []coherence.Scope) {
 				continue
 			}
 			// An id without a key has no entry.
-			if key, err := c.L2Key(scope.ID); err == nil && n.l2.Available(key) {
+			if key, err := c.L2Key(scope.ID); err == nil && n.store.Available(key) {
 				keys = append(keys, key)
 			}
 		}
@@ -227,7 +227,7 @@ func (n *Node) unlink(ctx context.Context, scopes []coherence.Scope) {
 	if len(keys) == 0 {
 		return
 	}
-	_ = n.l2.Unlink(context.WithoutCancel(ctx), keys...) // the shards count what fails
+	_ = n.store.Unlink(context.WithoutCancel(ctx), keys...) // the shards count what fails
 }
 
 // enter counts a write as under way, until writes.Done, unless the node is closed.

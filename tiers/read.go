@@ -108,7 +108,7 @@ var ErrNoOwner = errors.New("tiers: no other replica is the owner")
 // Shared is what the caches of one node have in common.
 type Shared struct {
 	Tracker  *coherence.Tracker // required
-	L2       *L2                // nil = none
+	L2       Store              // nil = none; a nil *L2 is not nil
 	Peers    Peers              // nil = none
 	Bulkhead *Bulkhead          // required
 	Own      *OwnWrites         // nil = none are told
