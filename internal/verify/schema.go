@@ -1,0 +1,30 @@
+package verify
+
+import (
+	"context"
+	"database/sql"
+	_ "embed"
+	"fmt"
+)
+
+// schema makes the table under test and its audit.
+//
+//go:embed schema.sql
+var schema string
+
+// createSchema makes the tables in an empty database and fills the rows 1 to keys. watch = by
+// Freshet's triggers, too, whose log must be there.
+func createSchema(ctx context.Context, db *sql.DB, keys, groups uint64, watch bool) error {
+	steps := []string{schema}
+	if watch {
+		steps = append(steps, `select freshet.watch('verify_row', namespace => 'row', tags => array['category:{category}'])`)
+	}
+	steps = append(steps, fmt.Sprintf(
+		`insert into verify_row (id, category, op, sent) select n, 1 + n %% %d, n, 0 from generate_series(1, %d) n`, groups, keys))
+	for _, s := range steps {
+		if _, err := db.ExecContext(ctx, s); err != nil {
+			return fmt.Errorf("verify: schema: %w", err)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,47 @@
+create table verify_row (
+    id       bigint primary key,
+    category bigint not null,
+    revision bigint not null default 1,
+    op       bigint not null,           -- the number of the write that made this state
+    sent     bigint not null default 0  -- when it was sent, in ns of CLOCK_MONOTONIC; 0 = not told
+);
+create index on verify_row (category);
+
+-- Every change of a row, by whomever. It is written in the writer's transaction while that holds the
+-- row's lock, so that seq orders the changes of one id as their commits do.
+create table verify_audit (
+    seq      bigserial primary key,
+    xid      xid8   not null default pg_current_xact_id(),
+    id       bigint not null,
+    op       bigint not null,
+    category bigint not null, -- 0 = the row does not exist after the change
+    sent     bigint not null
+);
+
+create function verify_note() returns trigger language plpgsql as $$
+declare
+    -- Of what deletes: such a change has no row that could carry them.
+    by_op   bigint := coalesce(nullif(current_setting('verify.op', true), ''), '0');
+    by_sent bigint := coalesce(nullif(current_setting('verify.sent', true), ''), '0');
+begin
+    if tg_op = 'TRUNCATE' then
+        insert into verify_audit (id, op, category, sent) select id, by_op, 0, by_sent from verify_row;
+        return null;
+    end if;
+    if tg_op = 'DELETE' or (tg_op = 'UPDATE' and old.id <> new.id) then
+        if tg_op = 'UPDATE' then
+            by_op := new.op;
+            by_sent := new.sent;
+        end if;
+        insert into verify_audit (id, op, category, sent) values (old.id, by_op, 0, by_sent);
+    end if;
+    if tg_op <> 'DELETE' then
+        insert into verify_audit (id, op, category, sent) values (new.id, new.op, new.category, new.sent);
+    end if;
+    return null;
+end $$;
+
+create trigger verify_row_note after insert or update or delete on verify_row
+    for each row execute function verify_note();
+create trigger verify_row_note_truncate before truncate on verify_row
+    for each statement execute function verify_note();
