@@ -9,8 +9,6 @@ import (
 	"math/rand/v2"
 	"sync/atomic"
 	"time"
-
-	"github.com/nats-io/nats.go"
 )
 
 // MaxMembers bounds the members that one replica keeps, itself included. When so many are alive,
@@ -33,7 +31,7 @@ const (
 type MembershipConfig struct {
 	// Conn is the bus, which its owner keeps and closes, after Run has returned. It may be
 	// disconnected at any time. Nil = no bus: the view holds this replica alone.
-	Conn *nats.Conn
+	Conn Conn
 	// App is the application, as in [NewKeys]. Required. Heartbeats travel on the subject
 	// freshet.<app>.member.
 	App string
@@ -156,19 +154,22 @@ func (m *Membership) Run(ctx context.Context) error {
 	if m.ran.Swap(true) {
 		return errors.New("cluster: Membership.Run was called before: make a new Membership with a later Boot")
 	}
-	inbox := make(chan *nats.Msg, inboxLen) // sent to by the connection, never closed
-	dropped := func() {}
+	inbox := make(chan []byte, inboxLen) // sent to by the subscription, never closed
 	if m.config.Conn != nil {
-		sub, err := m.config.Conn.ChanSubscribe(m.subject, inbox)
-		if err != nil {
-			return fmt.Errorf("cluster: subscribe to %s: %w", m.subject, err)
-		}
-		defer func() { _ = sub.Unsubscribe() }() // fails only if the connection is closed, which ends it as well
-		dropped = func() {
-			if n, err := sub.Dropped(); err == nil {
-				m.dropped.Store(uint64(n))
+		sub, err := m.config.Conn.Subscribe(m.subject, Queue{Messages: inboxLen}, func(message Message) {
+			select {
+			case inbox <- message.Data:
+			default:
+				m.dropped.Add(1)
 			}
+		})
+		if err != nil {
+			return err
 		}
+		defer func() {
+			_ = sub.Close() // fails only if the connection is closed, which ends it as well
+			m.dropped.Add(sub.Dropped())
+		}()
 	}
 	defer m.leave()
 
@@ -179,18 +180,17 @@ func (m *Membership) Run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil
-		case msg := <-inbox:
-			m.hear(msg.Data)
+		case message := <-inbox:
+			m.hear(message)
 		case <-timer.C:
 			// What waits in the inbox was in time: after a pause of this process, nobody may be
 			// called silent before it is heard.
 			for range len(inbox) {
-				m.hear((<-inbox).Data)
+				m.hear(<-inbox)
 			}
 			m.expireSilent()
 			if now := time.Now(); !now.Before(nextBeat) {
 				m.beat()
-				dropped()
 				nextBeat = now.Add(m.pause())
 			}
 			// A member that is heard from now on expires after the next beat, so the timer need not
@@ -268,13 +268,13 @@ func (m *Membership) leave() {
 	if !m.send(true) {
 		return
 	}
-	if err := m.config.Conn.FlushTimeout(leaveWait); err != nil {
+	if err := m.config.Conn.Flush(leaveWait); err != nil {
 		m.sendErrors.Add(1)
 	}
 }
 
-// send says how this replica is. It says nothing while the bus is away, since the connection would
-// keep the message and send it when it is no longer true.
+// send says how this replica is. While the bus is away it says nothing, also not later, when it is no
+// longer true.
 func (m *Membership) send(leaving bool) (sent bool) {
 	var r Report
 	if m.config.Report != nil {
@@ -285,11 +285,7 @@ func (m *Membership) send(leaving bool) (sent bool) {
 	if conn == nil {
 		return false
 	}
-	if !conn.IsConnected() {
-		m.sendErrors.Add(1)
-		return false
-	}
-	m.seq++
+	m.seq++ // nobody misses the number of one that is not sent
 	h := heartbeat{member: m.table.self, seq: m.seq, hintSeq: r.HintSeq, leaving: leaving}
 	if err := conn.Publish(m.subject, h.append(make([]byte, 0, heartbeatMax))); err != nil {
 		m.sendErrors.Add(1)

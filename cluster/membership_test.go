@@ -56,7 +56,6 @@ func connect(t *testing.T, url string) *nats.Conn {
 // running is a Membership whose Run was started by the test.
 type running struct {
 	*Membership
-	conn   *nats.Conn
 	views  chan struct{} // a token after each view that Run published
 	cancel context.CancelFunc
 	done   chan error // the result of Run
@@ -72,7 +71,7 @@ func run(t *testing.T, c MembershipConfig) *running {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	r := &running{Membership: m, conn: c.Conn, views: make(chan struct{}, 1), cancel: cancel, done: make(chan error, 1)}
+	r := &running{Membership: m, views: make(chan struct{}, 1), cancel: cancel, done: make(chan error, 1)}
 	m.onPublish = func() {
 		select {
 		case r.views <- struct{}{}:
@@ -116,9 +115,10 @@ func (r *running) waitForView(t *testing.T, want ...string) {
 
 func TestMembersJoinLeaveDieAndReuseAnID(t *testing.T) {
 	url := startNATS(t, -1).ClientURL()
-	a := run(t, MembershipConfig{Conn: connect(t, url), Self: Member{ID: "a", Boot: 1, Address: "10.0.0.1:80"}})
-	b := run(t, MembershipConfig{Conn: connect(t, url), Self: Member{ID: "b", Boot: 1}})
-	c := run(t, MembershipConfig{Conn: connect(t, url), Self: Member{ID: "c", Boot: 1}})
+	a := run(t, MembershipConfig{Conn: NATS(connect(t, url)), Self: Member{ID: "a", Boot: 1, Address: "10.0.0.1:80"}})
+	b := run(t, MembershipConfig{Conn: NATS(connect(t, url)), Self: Member{ID: "b", Boot: 1}})
+	line := connect(t, url)
+	c := run(t, MembershipConfig{Conn: NATS(line), Self: Member{ID: "c", Boot: 1}})
 	all := []*running{a, b, c}
 	for _, m := range all {
 		m.waitForView(t, "a/1", "b/1", "c/1")
@@ -143,14 +143,14 @@ func TestMembersJoinLeaveDieAndReuseAnID(t *testing.T) {
 		t.Errorf("b does not see itself: %v", got)
 	}
 
-	c.conn.Close() // cut off: c cannot say anything any more
+	line.Close() // cut off: c cannot say anything any more
 	a.waitForView(t, "a/1")
 	c.waitForView(t, "c/1")
 
-	again := run(t, MembershipConfig{Conn: connect(t, url), Self: Member{ID: "c", Boot: 2}})
+	again := run(t, MembershipConfig{Conn: NATS(connect(t, url)), Self: Member{ID: "c", Boot: 2}})
 	a.waitForView(t, "a/1", "c/2")
 	again.waitForView(t, "a/1", "c/2")
-	newer := run(t, MembershipConfig{Conn: connect(t, url), Self: Member{ID: "c", Boot: 3}})
+	newer := run(t, MembershipConfig{Conn: NATS(connect(t, url)), Self: Member{ID: "c", Boot: 3}})
 	a.waitForView(t, "a/1", "c/3") // replaces boot 2, which is still talking
 	again.waitFor(t, "that its ID is used by another", func() bool { return again.Stats().Conflicts > 0 })
 	newer.waitFor(t, "that its ID is used by another", func() bool { return newer.Stats().Conflicts > 0 })
@@ -162,8 +162,8 @@ func TestMembersJoinLeaveDieAndReuseAnID(t *testing.T) {
 // The one who stays would wait for a minute before it called the other silent.
 func TestLeavingIsSeenAtOnce(t *testing.T) {
 	url := startNATS(t, -1).ClientURL()
-	a := run(t, MembershipConfig{Conn: connect(t, url), Self: Member{ID: "a", Boot: 1}, Expire: time.Minute})
-	b := run(t, MembershipConfig{Conn: connect(t, url), Self: Member{ID: "b", Boot: 1}, Expire: time.Minute})
+	a := run(t, MembershipConfig{Conn: NATS(connect(t, url)), Self: Member{ID: "a", Boot: 1}, Expire: time.Minute})
+	b := run(t, MembershipConfig{Conn: NATS(connect(t, url)), Self: Member{ID: "b", Boot: 1}, Expire: time.Minute})
 	a.waitForView(t, "a/1", "b/1")
 	b.stop(t)
 	a.waitForView(t, "a/1")
@@ -174,7 +174,7 @@ func TestMembersShareTheirReports(t *testing.T) {
 	type hints struct{ boot, seq uint64 }
 	heard := make(chan hints, 1)
 	a := run(t, MembershipConfig{
-		Conn:   connect(t, url),
+		Conn:   NATS(connect(t, url)),
 		Self:   Member{ID: "a", Boot: 1},
 		Expire: testPatience, // b may not seem to come and go
 		OnHeartbeat: func(boot, hintSeq uint64) {
@@ -185,7 +185,7 @@ func TestMembersShareTheirReports(t *testing.T) {
 		},
 	})
 	b := run(t, MembershipConfig{
-		Conn:   connect(t, url),
+		Conn:   NATS(connect(t, url)),
 		Self:   Member{ID: "b", Boot: 7},
 		Report: func() Report { return Report{PollAge: 250 * time.Millisecond, Load: 42, HintSeq: 1 << 40} },
 	})
@@ -219,7 +219,7 @@ func TestMembershipRefusesForeignMessages(t *testing.T) {
 	if err := stranger.Flush(); err != nil {
 		t.Fatal(err)
 	}
-	a := run(t, MembershipConfig{Conn: connect(t, url), Self: Member{ID: "a", Boot: 1}})
+	a := run(t, MembershipConfig{Conn: NATS(connect(t, url)), Self: Member{ID: "a", Boot: 1}})
 	if _, err := heartbeats.NextMsg(testPatience); err != nil { // from a, who listens before it speaks
 		t.Fatal(err)
 	}
@@ -249,8 +249,8 @@ func TestMembershipLivesWithoutNATS(t *testing.T) {
 	url := first.ClientURL()
 	stopNATS(first)
 
-	a := run(t, MembershipConfig{Conn: connect(t, url), Self: Member{ID: "a", Boot: 1}})
-	b := run(t, MembershipConfig{Conn: connect(t, url), Self: Member{ID: "b", Boot: 1}})
+	a := run(t, MembershipConfig{Conn: NATS(connect(t, url)), Self: Member{ID: "a", Boot: 1}})
+	b := run(t, MembershipConfig{Conn: NATS(connect(t, url)), Self: Member{ID: "b", Boot: 1}})
 	a.waitFor(t, "heartbeats that could not be sent", func() bool { return a.Stats().SendErrors > 2 })
 	a.waitForView(t, "a/1")
 
@@ -296,7 +296,7 @@ func TestRunRefuses(t *testing.T) {
 
 	conn := connect(t, startNATS(t, -1).ClientURL())
 	conn.Close()
-	if m, err = NewMembership(MembershipConfig{Conn: conn, App: "shop", Self: Member{ID: "a", Boot: 1}}); err != nil {
+	if m, err = NewMembership(MembershipConfig{Conn: NATS(conn), App: "shop", Self: Member{ID: "a", Boot: 1}}); err != nil {
 		t.Fatal(err)
 	}
 	if err := m.Run(ended); !errors.Is(err, nats.ErrConnectionClosed) {

@@ -1,42 +1,39 @@
 package coherence
 
 import (
-	"errors"
 	"fmt"
 	"sync"
 	"sync/atomic"
 
-	"github.com/nats-io/nats.go"
+	"github.com/freshet-cache/freshet/cluster"
 )
 
 // Bus carries hints between the nodes of an application over NATS, on freshet.<app>.hint. It never
 // buffers: what cannot be sent now is lost, and polls find it.
 type Bus struct {
-	conn    *nats.Conn
+	conn    cluster.Conn
 	subject string
 	boot    uint64
-	sub     *nats.Subscription
+	sub     cluster.Subscription
 
 	mu   sync.Mutex // orders the messages by their number
 	seq  uint64
 	wire []byte
 
-	closing sync.Once
-	closed  error // of Close
-
 	published atomic.Uint64 // copy of seq that heartbeats read
 	malformed atomic.Uint64
 }
 
-// maxPendingHints bounds the hints that wait in the client for this node; beyond it NATS drops them
-// and reports a slow consumer.
+// maxPendingHints bounds the hints that wait in the client for this node; beyond it they are dropped
+// and the connection's owner hears of a slow consumer.
 const maxPendingHints = 1 << 14
 
 // OpenBus subscribes to the hints of the application's nodes and hands each to deliver, one at a time.
 // The connection may be down; it stays the caller's.
-func OpenBus(conn *nats.Conn, app string, boot uint64, deliver func(Hint)) (*Bus, error) {
+func OpenBus(conn cluster.Conn, app string, boot uint64, deliver func(Hint)) (*Bus, error) {
 	b := &Bus{conn: conn, subject: "freshet." + app + ".hint", boot: boot}
-	sub, err := conn.Subscribe(b.subject, func(m *nats.Msg) {
+	pending := cluster.Queue{Messages: maxPendingHints, Bytes: maxPendingHints * hintHead * 4}
+	sub, err := conn.Subscribe(b.subject, pending, func(m cluster.Message) {
 		h, err := DecodeHint(m.Data)
 		if err != nil {
 			b.malformed.Add(1)
@@ -46,9 +43,6 @@ func OpenBus(conn *nats.Conn, app string, boot uint64, deliver func(Hint)) (*Bus
 	})
 	if err != nil {
 		return nil, fmt.Errorf("coherence: subscribe to hints: %w", err)
-	}
-	if err := sub.SetPendingLimits(maxPendingHints, maxPendingHints*hintHead*4); err != nil {
-		return nil, fmt.Errorf("coherence: limit pending hints: %w", err)
 	}
 	b.sub = sub
 	return b, nil
@@ -69,10 +63,6 @@ func (b *Bus) Publish(timeline, xid uint64, scopes []ScopeHash) error {
 		if b.wire, err = h.AppendBinary(b.wire[:0]); err != nil {
 			return err
 		}
-		if !b.conn.IsConnected() {
-			// The client would keep it until it is connected again; polls are sooner.
-			return fmt.Errorf("coherence: publish hint: %w", nats.ErrDisconnected)
-		}
 		if err := b.conn.Publish(b.subject, b.wire); err != nil {
 			return fmt.Errorf("coherence: publish hint: %w", err)
 		}
@@ -90,17 +80,8 @@ func (b *Bus) Malformed() uint64 { return b.malformed.Load() }
 // Close ends the subscription, and returns when no hint is being delivered any more or the connection
 // is closed. Later calls do nothing.
 func (b *Bus) Close() error {
-	b.closing.Do(func() {
-		done := make(chan struct{})
-		b.sub.SetClosedHandler(func(string) { close(done) })
-		switch err := b.sub.Unsubscribe(); {
-		case err == nil:
-			<-done
-		case errors.Is(err, nats.ErrConnectionClosed), errors.Is(err, nats.ErrBadSubscription):
-			// The connection has been closed, and the subscription with it.
-		default:
-			b.closed = fmt.Errorf("coherence: unsubscribe from hints: %w", err)
-		}
-	})
-	return b.closed
+	if err := b.sub.Close(); err != nil {
+		return fmt.Errorf("coherence: end of hints: %w", err)
+	}
+	return nil
 }

@@ -10,6 +10,7 @@ import (
 
 	"github.com/nats-io/nats.go"
 
+	"github.com/freshet-cache/freshet/cluster"
 	"github.com/freshet-cache/freshet/coherence"
 	"github.com/freshet-cache/freshet/internal/devstack"
 	"github.com/freshet-cache/freshet/internal/devstack/stacktest"
@@ -47,7 +48,7 @@ func connect(t *testing.T, url string, options ...nats.Option) *nats.Conn {
 func openBus(t *testing.T, conn *nats.Conn, boot uint64) (*coherence.Bus, heard) {
 	t.Helper()
 	h := heard{make(chan coherence.Hint, 100_000)}
-	bus, err := coherence.OpenBus(conn, appOf(t), boot, func(hint coherence.Hint) { h.hints <- hint })
+	bus, err := coherence.OpenBus(cluster.NATS(conn), appOf(t), boot, func(hint coherence.Hint) { h.hints <- hint })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -192,7 +193,7 @@ func TestBusSlowConsumer(t *testing.T) {
 	released := sync.OnceFunc(func() { close(release) })
 	defer released()
 	hints := make(chan coherence.Hint, 50_000)
-	bus, err := coherence.OpenBus(b, appOf(t), 2, func(h coherence.Hint) {
+	bus, err := coherence.OpenBus(cluster.NATS(b), appOf(t), 2, func(h coherence.Hint) {
 		<-release
 		hints <- h
 	})
@@ -251,7 +252,7 @@ func TestBusClose(t *testing.T) {
 	buses := map[string]*coherence.Bus{}
 	for name, conn := range conns {
 		var err error
-		if buses[name], err = coherence.OpenBus(conn, appOf(t), 1, func(coherence.Hint) {}); err != nil {
+		if buses[name], err = coherence.OpenBus(cluster.NATS(conn), appOf(t), 1, func(coherence.Hint) {}); err != nil {
 			t.Fatal(err)
 		}
 		flush(t, conn)

@@ -34,9 +34,10 @@ type Node struct {
 	tracker  *coherence.Tracker
 	bulkhead *tiers.Bulkhead
 	own      tiers.OwnWrites
-	l2       *tiers.L2   // nil = none
-	store    tiers.Store // l2 for the caches; nil = none
-	conn     *nats.Conn
+	l2       *tiers.L2           // nil = none
+	store    tiers.Store         // l2 for the caches; nil = none
+	nats     *nats.Conn          // nil = none
+	conn     cluster.Conn        // nats for those who talk over it; nil = none
 	bus      *coherence.Bus      // nil = none
 	members  *cluster.Membership // nil = none
 	peers    *peers              // nil = none
@@ -135,9 +136,10 @@ func (n *Node) open() error {
 // openBus connects to NATS and starts what needs it.
 func (n *Node) openBus() error {
 	var err error
-	if n.conn, err = n.connect(); err != nil {
+	if n.nats, err = n.connect(); err != nil {
 		return err
 	}
+	n.conn = cluster.NATS(n.nats)
 	if n.bus, err = coherence.OpenBus(n.conn, n.config.App, n.boot, n.hear); err != nil {
 		return err
 	}
@@ -245,12 +247,9 @@ func (n *Node) close() error {
 	if n.bus != nil {
 		problems = append(problems, n.bus.Close())
 	}
-	if n.conn != nil {
-		// Hints are in the connection's buffer: let the server have them.
-		if n.conn.IsConnected() {
-			_ = n.conn.FlushTimeout(time.Second)
-		}
-		n.conn.Close()
+	if n.nats != nil {
+		_ = n.conn.Flush(time.Second) // hints are in the connection's buffer: let the server have them
+		n.nats.Close()
 	}
 	if n.l2 != nil {
 		n.l2.Close()

@@ -9,8 +9,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/nats-io/nats.go"
-
 	"github.com/freshet-cache/freshet/cluster"
 	"github.com/freshet-cache/freshet/tiers"
 )
@@ -20,7 +18,7 @@ import (
 // the shared tier, and each key is read from Postgres once.
 type peers struct {
 	node *Node
-	sub  *nats.Subscription
+	sub  cluster.Subscription
 
 	// places bounds the answers under way: one token each.
 	places chan struct{}
@@ -48,7 +46,7 @@ const (
 func openPeers(n *Node) (*peers, error) {
 	p := &peers{node: n, places: make(chan struct{}, maxAnswers)}
 	p.ctx, p.stop = context.WithCancel(context.Background())
-	sub, err := n.conn.Subscribe(p.subject(n.boot), p.receive)
+	sub, err := n.conn.Subscribe(p.subject(n.boot), cluster.Queue{}, p.receive)
 	if err != nil {
 		return nil, fmt.Errorf("subscribe to peers: %w", err)
 	}
@@ -74,18 +72,18 @@ func (p *peers) Fetch(ctx context.Context, namespace, view, id string) ([]byte, 
 	}
 	ctx, cancel := context.WithTimeout(ctx, peerTimeout)
 	defer cancel()
-	answer, err := p.node.conn.RequestWithContext(ctx, p.subject(owner.Boot), appendRequest(nil, namespace, view, id))
+	answer, err := p.node.conn.Request(ctx, p.subject(owner.Boot), appendRequest(nil, namespace, view, id))
 	if err != nil {
 		return nil, fmt.Errorf("node: ask the owner: %w", err)
 	}
-	if len(answer.Data) == 0 || answer.Data[0] != answerEntry {
+	if len(answer) == 0 || answer[0] != answerEntry {
 		return nil, errors.New("node: the owner has no answer")
 	}
-	return answer.Data[1:], nil
+	return answer[1:], nil
 }
 
 // receive takes a peer's request; the answer may take a load, so it is given by another goroutine.
-func (p *peers) receive(m *nats.Msg) {
+func (p *peers) receive(m cluster.Message) {
 	select {
 	case p.places <- struct{}{}:
 		p.work.Go(func() {
@@ -97,7 +95,7 @@ func (p *peers) receive(m *nats.Msg) {
 	}
 }
 
-func (p *peers) answer(m *nats.Msg) {
+func (p *peers) answer(m cluster.Message) {
 	b, err := p.entry(m.Data)
 	if err != nil || len(b) > maxPeerEntry {
 		_ = m.Respond([]byte{answerNone})
@@ -129,7 +127,7 @@ func (p *peers) entry(request []byte) ([]byte, error) {
 
 // close stops answering and waits for the answers under way.
 func (p *peers) close() {
-	_ = p.sub.Unsubscribe() // fails only on a closed connection
+	_ = p.sub.Close() // fails only on a closed connection
 	p.stop()
 	// A request that was being delivered may still take a place: places bounds what can come.
 	for range maxAnswers {
