@@ -12,9 +12,10 @@ import (
 //go:embed schema.sql
 var schema string
 
-// createSchema makes the tables in an empty database and fills the rows 1 to keys. watch = by
+// CreateSchema makes the tables in an empty database and fills the rows 1 to keys, each written by the op of its
+// own number, over the categories 1 to groups. watch = by
 // Freshet's triggers, too, whose log must be there.
-func createSchema(ctx context.Context, db *sql.DB, keys, groups uint64, watch bool) error {
+func CreateSchema(ctx context.Context, db *sql.DB, keys, groups uint64, watch bool) error {
 	steps := []string{schema}
 	if watch {
 		steps = append(steps, `select freshet.watch('verify_row', namespace => 'row', tags => array['category:{category}'])`)
