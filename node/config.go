@@ -2,11 +2,13 @@ package node
 
 import (
 	"cmp"
+	"context"
 	"crypto/rand"
 	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/url"
 	"os"
 	"regexp"
@@ -75,6 +77,10 @@ type RedisConfig struct {
 	Addrs              []string
 	Username, Password string
 	TLS                *tls.Config
+	// Dial connects to host:port, one of Addrs or as a node of the cluster announces itself; TLS goes on
+	// top. It must heed its context. nil = a plain dialer. Where the announced addresses cannot be
+	// reached, behind proxies or NAT, it maps them.
+	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 	// Timeout bounds every call; 0 = 50 ms.
 	Timeout time.Duration
 	// LeaseWait is how long a miss waits for another replica that is loading the same key before it
@@ -202,7 +208,7 @@ func (c Config) loadTimeout() time.Duration { return cmp.Or(c.Postgres.LoadTimeo
 
 func (c Config) l2() tiers.L2Config {
 	return tiers.L2Config{
-		Addrs: c.Redis.Addrs, Username: c.Redis.Username, Password: c.Redis.Password, TLS: c.Redis.TLS,
+		Addrs: c.Redis.Addrs, Username: c.Redis.Username, Password: c.Redis.Password, TLS: c.Redis.TLS, Dial: c.Redis.Dial,
 		Timeout: c.Redis.Timeout, MaxValue: c.Redis.MaxValue, Logger: c.Logger,
 	}
 }

@@ -37,6 +37,10 @@ type L2Config struct {
 	Username, Password string
 	// TLS turns on TLS; nil = plain TCP.
 	TLS *tls.Config
+	// Dial connects to host:port, as an entry of Addrs or a node of the cluster names it; TLS goes on top.
+	// It must heed its context. nil = a plain dialer. Behind proxies or NAT it maps the addresses that the
+	// nodes announce.
+	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 	// Timeout bounds every call, whatever happens; a caller's earlier deadline holds too. 0 = 50 ms.
 	// Within it, the largest value must cross the network.
 	Timeout time.Duration

@@ -378,12 +378,13 @@ func connect(ctx context.Context, address string, c *L2Config) (rueidis.Client, 
 		}
 		dialing, cancel := context.WithTimeout(ctx, connectTimeout)
 		defer cancel()
-		var conn net.Conn
-		var err error
-		if t != nil {
-			conn, err = (&tls.Dialer{NetDialer: d, Config: t}).DialContext(dialing, "tcp", address)
-		} else {
-			conn, err = d.DialContext(dialing, "tcp", address)
+		plain := d.DialContext
+		if c.Dial != nil {
+			plain = c.Dial
+		}
+		conn, err := plain(dialing, "tcp", address)
+		if err == nil && t != nil {
+			conn, err = overTLS(dialing, conn, address, t)
 		}
 		if err != nil {
 			return nil, err
@@ -414,6 +415,19 @@ func connect(ctx context.Context, address string, c *L2Config) (rueidis.Client, 
 		return nil, nil, err
 	}
 	return client, w, nil
+}
+
+// overTLS is the connection to address under TLS, like that of a [tls.Dialer]; on an error it is closed.
+func overTLS(ctx context.Context, conn net.Conn, address string, t *tls.Config) (net.Conn, error) {
+	if t.ServerName == "" && !t.InsecureSkipVerify {
+		t = t.Clone()
+		t.ServerName, _, _ = net.SplitHostPort(address)
+	}
+	secure := tls.Client(conn, t)
+	if err := secure.HandshakeContext(ctx); err != nil {
+		return nil, errors.Join(err, conn.Close())
+	}
+	return secure, nil
 }
 
 // disconnect ends a client; calls in flight get their answers if they come within grace.
