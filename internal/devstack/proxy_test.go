@@ -288,3 +288,136 @@ func TestProxyCutsOneClientOffFromPostgres(t *testing.T) {
 		t.Errorf("after Heal: %v", err)
 	}
 }
+
+// greeter runs a server that sends its name to each connection and stays.
+func greeter(t *testing.T, name string) (addr string) {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var conns sync.WaitGroup
+	conns.Go(func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			conns.Go(func() {
+				defer c.Close()
+				_, _ = io.WriteString(c, name)
+				_, _ = io.Copy(io.Discard, c) // ends with the connection
+			})
+		}
+	})
+	t.Cleanup(func() {
+		l.Close()
+		conns.Wait()
+	})
+	return l.Addr().String()
+}
+
+func TestProxyTargetMovesTheService(t *testing.T) {
+	p := proxy(t, greeter(t, "a"))
+	c := dial(t, p.Addr())
+	receive(t, c, "a")
+	if err := p.Target(greeter(t, "b")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Read(make([]byte, 1)); err == nil || timedOut(err) {
+		t.Errorf("on the old connection: %v, want it broken", err)
+	}
+	receive(t, dial(t, p.Addr()), "b")
+	// Of several the living, in turn.
+	if err := p.Target("127.0.0.1:1", greeter(t, "c"), greeter(t, "c")); err != nil {
+		t.Fatal(err)
+	}
+	for range 6 {
+		receive(t, dial(t, p.Addr()), "c")
+	}
+	if err := p.Target(); err == nil {
+		t.Error("a proxy without a target")
+	}
+}
+
+func TestProxyHalfOpenStopsOneDirection(t *testing.T) {
+	for _, d := range []devstack.Direction{devstack.Up, devstack.Down} {
+		t.Run(d.String(), func(t *testing.T) {
+			server, accepted := listen(t)
+			p := proxy(t, server)
+			client := dial(t, p.Addr())
+			ends := [2]net.Conn{client, <-accepted}
+			p.HalfOpen(d)
+			send(t, ends[1-d], "flows")
+			receive(t, ends[d], "flows")
+			send(t, ends[d], "waits")
+			if err := ends[1-d].SetReadDeadline(time.Now().Add(short)); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := ends[1-d].Read(make([]byte, 1)); !timedOut(err) {
+				t.Errorf("in the stalled direction: %v, want a timeout", err)
+			}
+			p.Heal()
+			receive(t, ends[1-d], "waits")
+		})
+	}
+}
+
+// listen runs a server that hands out its connections.
+func listen(t *testing.T) (addr string, accepted <-chan net.Conn) {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	conns := make(chan net.Conn, 16)
+	go func() {
+		defer close(conns)
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			conns <- c
+		}
+	}()
+	t.Cleanup(func() {
+		l.Close()
+		for c := range conns {
+			c.Close()
+		}
+	})
+	return l.Addr().String(), conns
+}
+
+func TestProxyStallHidesThatTheServerIsGone(t *testing.T) {
+	server, accepted := listen(t)
+	p := proxy(t, server)
+	c := dial(t, p.Addr())
+	p.HalfOpen(devstack.Down)
+	(<-accepted).Close()
+	if err := ask(t, c, short); !timedOut(err) {
+		t.Errorf("while half-open: %v, want a timeout", err)
+	}
+	p.Heal()
+	if err := ask(t, c, time.Minute); err == nil || timedOut(err) {
+		t.Errorf("after Heal: %v, want the connection ended", err)
+	}
+}
+
+func TestProxyLimitSlowsOneDirection(t *testing.T) {
+	p := proxy(t, echo(t))
+	c := dial(t, p.Addr())
+	p.Limit(devstack.Down, 10_000)
+	sent := bytes.Repeat([]byte("x"), 4_000)
+	began := time.Now()
+	send(t, c, string(sent))
+	receive(t, c, string(sent))
+	if took := time.Since(began); took < 350*time.Millisecond {
+		t.Errorf("4000 bytes at 10000 a second took %v", took)
+	}
+	p.Heal()
+	if err := ask(t, c, time.Minute); err != nil {
+		t.Error(err)
+	}
+}
