@@ -29,6 +29,9 @@ type TrackerConfig struct {
 	// Scopes is the size of the directory; 0 = [DefaultScopes].
 	Scopes int
 	Logger *slog.Logger // nil = slog.Default()
+	// Random draws a number below n, from 0 on, for the jitter between polls; nil = [rand.Int64N]. It is
+	// for simulations that must repeat.
+	Random func(n int64) int64
 }
 
 // ErrTrackerClosed is why a barrier fails after [Tracker.Close].
@@ -80,6 +83,9 @@ func NewTracker(c TrackerConfig) *Tracker {
 	c.Interval = cmp.Or(c.Interval, 250*time.Millisecond)
 	c.Retention = cmp.Or(c.Retention, time.Hour)
 	c.MaxChanges = cmp.Or(c.MaxChanges, 200_000)
+	if c.Random == nil {
+		c.Random = rand.Int64N
+	}
 	dir := NewDirectory(c.Scopes)
 	ctx, stop := context.WithCancelCause(context.Background())
 	t := &Tracker{
@@ -237,7 +243,7 @@ func (t *Tracker) run(ctx context.Context) {
 	var (
 		due    Instant       // when the next regular poll is to be sent
 		pause  time.Duration // after a failed poll; 0 = the last one came back
-		trimAt = t.Now().Add(jitter(t.config.Retention / 50))
+		trimAt = t.Now().Add(t.jitter(t.config.Retention / 50))
 		timer  = time.NewTimer(0)
 	)
 	defer timer.Stop()
@@ -266,10 +272,10 @@ func (t *Tracker) run(ctx context.Context) {
 			if t.Now() >= trimAt {
 				trimAt = t.Now().Add(t.trim(ctx))
 			}
-			due = t.Now().Add(jitter(t.config.Interval))
+			due = t.Now().Add(t.jitter(t.config.Interval))
 		} else {
 			pause = min(max(2*pause, 20*time.Millisecond), t.config.Interval)
-			due = t.Now().Add(jitter(pause))
+			due = t.Now().Add(t.jitter(pause))
 		}
 		timer.Reset(due.Sub(t.Now()))
 	}
@@ -372,7 +378,7 @@ func (t *Tracker) trim(ctx context.Context) time.Duration {
 	if n > 0 {
 		return t.config.Interval // there may be more
 	}
-	return jitter(t.config.Retention / 50)
+	return t.jitter(t.config.Retention / 50)
 }
 
 // finish fails the barriers that wait for a poll that will not be sent.
@@ -384,8 +390,8 @@ func (t *Tracker) finish(cause error) {
 }
 
 // jitter is d within a fifth of it either way, so that nodes do not act in step.
-func jitter(d time.Duration) time.Duration {
-	return d - d/5 + rand.N(max(2*d/5, 1))
+func (t *Tracker) jitter(d time.Duration) time.Duration {
+	return d - d/5 + time.Duration(t.config.Random(max(int64(2*d/5), 1)))
 }
 
 // TrackerStats are counts since the start.

@@ -16,14 +16,14 @@ func (c *Cache[V]) loadedItem(id string, loaded Batch[V], began loadStart, cost 
 	value, found := loaded.Values[id]
 	it := &item[V]{
 		value: value, absent: !found, tier: TierSource, snapshot: loaded.Snapshot, after: loaded.After,
-		loadedAt: time.Now(), ttl: vary(c.config.TTL), cost: cost, loaded: began.at, order: began.order,
+		loadedAt: time.Now(), ttl: c.vary(c.config.TTL), cost: cost, loaded: began.at, order: began.order,
 	}
 	if loaded.Snapshot.Timeline == 0 {
 		// A standby's, or without any proof that Postgres was there: it may be of any age.
 		it.loaded, it.order = noInstant, 0
 	}
 	if !found {
-		it.ttl = vary(c.config.NegativeTTL)
+		it.ttl = c.vary(c.config.NegativeTTL)
 	}
 	if c.tagged(it) {
 		it.tags = hashTags(c.config.Tags(id, value))

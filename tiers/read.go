@@ -125,6 +125,9 @@ type Shared struct {
 	// ProofTimeout bounds the wait of one read for a poll; 0 = 1 s.
 	ProofTimeout time.Duration
 	Logger       *slog.Logger // nil = slog.Default()
+	// Random draws a number below n, from 0 on, for the jitter of times to live; nil = [rand.Int64N]. It
+	// is called concurrently, and is for simulations that must repeat.
+	Random func(n int64) int64
 }
 
 // Config describes one view of one namespace.
@@ -200,6 +203,9 @@ func NewCache[V any](shared Shared, c Config[V]) (*Cache[V], error) {
 	shared.PeerWait = cmp.Or(shared.PeerWait, wait)
 	shared.ProofTimeout = cmp.Or(shared.ProofTimeout, time.Second)
 	shared.Logger = cmp.Or(shared.Logger, slog.Default())
+	if shared.Random == nil {
+		shared.Random = rand.Int64N
+	}
 	life, end := context.WithCancelCause(context.Background())
 	return &Cache[V]{
 		Shared:      shared,
@@ -427,7 +433,9 @@ func short(id string) string {
 }
 
 // vary is d within a tenth of it either way, so that entries loaded together expire apart.
-func vary(d time.Duration) time.Duration { return d - d/10 + rand.N(max(d/5, 1)) }
+func (s *Shared) vary(d time.Duration) time.Duration {
+	return d - d/10 + time.Duration(s.Random(max(int64(d/5), 1)))
+}
 
 // The scopes of an item; tags follow.
 const (
