@@ -13,7 +13,7 @@ func (n *RedisNode) PID() int { return n.process.current.cmd.Process.Pid }
 
 // States returns the state of every process of the server, as ps shows it.
 func (p *Postgres) States() (string, error) {
-	pid := p.process.current.cmd.Process.Pid
+	pid := p.server().process.current.cmd.Process.Pid
 	table, err := processTable()
 	if err != nil {
 		return "", err

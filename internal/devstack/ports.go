@@ -24,7 +24,9 @@ const (
 	redisPort    = 1 // to redisPort+redisNodes-1
 	postgresPort = redisPort + redisNodes
 	natsPort     = postgresPort + 1
-	stackPorts   = natsPort // how many ports after the guard a stack uses
+	movedPort    = natsPort + 1           // to movedPort+redisNodes-1: where Redis nodes move to
+	standbyPort  = movedPort + redisNodes // of Postgres
+	stackPorts   = standbyPort            // how many ports after the guard a stack uses
 
 	// busOffset is the distance from a Redis node's port to its cluster bus
 	// port. It is fixed in Redis before 7 and the default since.

@@ -11,8 +11,10 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -50,42 +52,90 @@ wal_level = replica
 synchronous_commit = on
 fsync = off
 full_page_writes = off
+wal_keep_size = 64MB
+wal_retrieve_retry_interval = 100ms
 dynamic_shared_memory_type = mmap
 log_line_prefix = '%%m [%%p] '
 timezone = 'UTC'
 log_timezone = 'UTC'
 `
 
-// Postgres is one private Postgres server with its own data.
+// Postgres is one private Postgres server with its own data, and, when asked
+// for, an asynchronous standby that can take its place: see [Postgres.Standby].
+// What is said of the server is about the primary of the moment.
 type Postgres struct {
-	process  *process
+	site     *site
+	program  postgresProgram
 	initdb   *process
 	password string
-	port     int
-	data     string // the data folder
+
+	// changing is held while standbys come and go.
+	changing sync.Mutex
+
+	mu      sync.Mutex
+	primary *postgresServer
+	standby *postgresServer // nil = none
+	link    *Proxy          // from the standby to the primary; nil without a standby
+	proxies []*Proxy        // of clients, to the primary
+	made    int             // servers so far
+}
+
+// postgresServer is one server program with its data folder.
+type postgresServer struct {
+	process *process
+	port    int    // offset in the stack's block
+	data    string // the data folder
 }
 
 func newPostgres(s *site, program postgresProgram) (*Postgres, error) {
-	dir, err := s.mkdir("postgres")
+	p := &Postgres{site: s, program: program, password: rand.Text()}
+	server, err := p.newServer(postgresPort)
 	if err != nil {
 		return nil, err
 	}
-	p := &Postgres{password: rand.Text(), port: s.ports.port(postgresPort), data: filepath.Join(dir, "data")}
+	p.primary = server
+	dir := filepath.Dir(server.data)
 	secret := filepath.Join(dir, "password")
 	if err := s.write(secret, p.password+"\n"); err != nil {
 		return nil, err
 	}
 	p.initdb = &process{site: s, name: "initdb", path: program.initdb, dir: dir, args: []string{
-		"--pgdata=" + p.data, "--username=" + postgresUser, "--pwfile=" + secret,
+		"--pgdata=" + server.data, "--username=" + postgresUser, "--pwfile=" + secret,
 		"--auth=scram-sha-256", "--encoding=UTF8", "--locale=C", "--no-sync",
 	}}
-	p.process = &process{site: s, name: "postgres", path: program.server, dir: dir, args: []string{"-D", p.data}}
 	return p, nil
 }
 
+// newServer makes the folder of another server: postgres, postgres-2, and so on.
+func (p *Postgres) newServer(port int) (*postgresServer, error) {
+	p.made++
+	name := "postgres"
+	if p.made > 1 {
+		name += "-" + strconv.Itoa(p.made)
+	}
+	dir, err := p.site.mkdir(name)
+	if err != nil {
+		return nil, err
+	}
+	data := filepath.Join(dir, "data")
+	return &postgresServer{port: port, data: data, process: &process{
+		site: p.site, name: name, path: p.program.server, dir: dir,
+		args: []string{"-D", data, "-c", "port=" + strconv.Itoa(p.site.ports.port(port))},
+	}}, nil
+}
+
+// server returns the primary of the moment.
+func (p *Postgres) server() *postgresServer {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.primary
+}
+
+func (s *postgresServer) addr() string { return s.process.site.ports.addr(s.port) }
+
 // bootstrap makes the data folder, starts the server and creates the database.
 func (p *Postgres) bootstrap(ctx context.Context) error {
-	ctx, cancel := p.process.site.within(ctx, readyLimit)
+	ctx, cancel := p.site.within(ctx, readyLimit)
 	defer cancel()
 	if err := p.initdb.finish(ctx); err != nil {
 		return err
@@ -103,15 +153,17 @@ func (p *Postgres) bootstrap(ctx context.Context) error {
 }
 
 func (p *Postgres) configure() error {
-	socket := filepath.Dir(p.data)
-	if len(filepath.Join(socket, ".s.PGSQL."+strconv.Itoa(p.port))) > socketPathLimit || strings.ContainsAny(socket, `',"\`) {
+	server := p.server()
+	port := p.site.ports.port(server.port)
+	socket := filepath.Dir(server.data)
+	if len(filepath.Join(socket, ".s.PGSQL."+strconv.Itoa(port))) > socketPathLimit || strings.ContainsAny(socket, `',"\`) {
 		socket = "" // none
 	}
-	f, err := os.OpenFile(filepath.Join(p.data, "postgresql.conf"), os.O_APPEND|os.O_WRONLY, 0)
+	f, err := os.OpenFile(filepath.Join(server.data, "postgresql.conf"), os.O_APPEND|os.O_WRONLY, 0)
 	if err != nil {
 		return fmt.Errorf("devstack: postgres: %w", err)
 	}
-	_, err = fmt.Fprintf(f, postgresSettings, loopback, p.port, socket)
+	_, err = fmt.Fprintf(f, postgresSettings, loopback, port, socket)
 	if err := errors.Join(err, f.Close()); err != nil {
 		return fmt.Errorf("devstack: postgres: %w", err)
 	}
@@ -120,14 +172,21 @@ func (p *Postgres) configure() error {
 
 // DSN returns the address of the database "freshet" as a URL for lib/pq and
 // psql. It names the superuser of this private server, with the password, and
-// stays the same for the life of the stack.
+// stays the same for the life of the stack or until [Postgres.Failover].
 func (p *Postgres) DSN() string { return p.dsn(postgresDatabase) }
 
-func (p *Postgres) dsn(database string) string {
+// Addr returns the primary's address, host:port.
+func (p *Postgres) Addr() string { return p.server().addr() }
+
+func (p *Postgres) dsn(database string) string { return p.DSNVia(p.Addr(), database) }
+
+// DSNVia returns the address of a database by way of an address, host:port, that
+// leads to the server, such as that of a proxy.
+func (p *Postgres) DSNVia(addr, database string) string {
 	u := url.URL{
 		Scheme: "postgres",
 		User:   url.UserPassword(postgresUser, p.password),
-		Host:   p.process.site.ports.addr(postgresPort),
+		Host:   addr,
 		Path:   database,
 		// The role's name is that of the library's schema, which "$user" would put before public.
 		RawQuery: "sslmode=disable&search_path=public",
@@ -157,9 +216,13 @@ func (p *Postgres) CreateDatabase(ctx context.Context, name string) (dsn string,
 }
 
 // exec runs statements, one after the other, on a connection of its own to the
-// maintenance database.
+// primary's maintenance database.
 func (p *Postgres) exec(ctx context.Context, statements ...string) (err error) {
-	db, err := sql.Open("postgres", p.dsn("postgres"))
+	return p.execOn(ctx, p.server(), statements...)
+}
+
+func (p *Postgres) execOn(ctx context.Context, s *postgresServer, statements ...string) (err error) {
+	db, err := sql.Open("postgres", p.DSNVia(s.addr(), "postgres"))
 	if err != nil {
 		return err
 	}
@@ -177,47 +240,73 @@ func (p *Postgres) exec(ctx context.Context, statements ...string) (err error) {
 // back, connections closed, a checkpoint is written. A paused server is resumed
 // first. Stop returns when the server has ended; one that has not after 10 s is
 // killed, which is an error. Stopping a stopped server does nothing.
-func (p *Postgres) Stop() error { return p.process.stop(syscall.SIGINT, stopLimit) }
+func (p *Postgres) Stop() error { return p.server().process.stop(syscall.SIGINT, stopLimit) }
 
 // Kill ends the server and all its backends with SIGKILL and returns when they
 // are gone. Committed transactions survive. Killing a stopped server does
 // nothing.
-func (p *Postgres) Kill() error { return p.process.kill() }
+func (p *Postgres) Kill() error { return p.server().process.kill() }
 
 // Pause freezes every process of the server. Its connections stay open, and the
 // kernel still accepts new ones, but nothing answers. Pausing a stopped server
 // is an error.
-func (p *Postgres) Pause() error { return p.process.pause() }
+func (p *Postgres) Pause() error { return p.server().process.pause() }
 
 // Resume ends Pause. It does nothing to a server that runs; resuming a stopped
 // one is an error.
-func (p *Postgres) Resume() error { return p.process.unpause() }
+func (p *Postgres) Resume() error { return p.server().process.unpause() }
 
 // Start starts a stopped or killed server on the same port and data, and
 // returns when it has recovered and answers a query. A server that runs is
 // resumed if paused, and waited for. Start gives up when ctx ends, after 30 s,
 // or when the stack is closed, and leaves the server as it is then.
-func (p *Postgres) Start(ctx context.Context) error {
-	ctx, cancel := p.process.site.within(ctx, readyLimit)
+func (p *Postgres) Start(ctx context.Context) error { return p.startServer(ctx, p.server()) }
+
+func (p *Postgres) startServer(ctx context.Context, s *postgresServer) error {
+	ctx, cancel := p.site.within(ctx, readyLimit)
 	defer cancel()
-	r, err := p.process.start()
+	r, err := s.process.start()
 	if err != nil {
 		return err
 	}
-	return p.process.ready(ctx, r, func(ctx context.Context) error {
+	return s.process.ready(ctx, r, func(ctx context.Context) error {
 		ctx, cancel := context.WithTimeout(ctx, probeLimit)
 		defer cancel()
-		return p.exec(ctx, "select 1")
+		return p.execOn(ctx, s, "select 1")
 	})
 }
 
-// end stops the server for good. In the immediate mode it drops everything but
-// frees its shared memory.
+// end stops the servers for good, and the proxies.
 func (p *Postgres) end() error {
 	if err := p.initdb.kill(); err != nil {
 		return err
 	}
-	r, err := p.process.ask(syscall.SIGQUIT)
+	p.changing.Lock() // what held it was interrupted by the end of the stack
+	defer p.changing.Unlock()
+	p.mu.Lock()
+	servers := []*postgresServer{p.primary, p.standby}
+	proxies := append(slices.Clone(p.proxies), p.link)
+	p.mu.Unlock()
+	for _, proxy := range proxies {
+		if proxy != nil {
+			proxy.Close()
+		}
+	}
+	errs := make([]error, len(servers))
+	var g sync.WaitGroup
+	for i, s := range servers {
+		if s != nil {
+			g.Go(func() { errs[i] = s.end() })
+		}
+	}
+	g.Wait()
+	return errors.Join(errs...)
+}
+
+// end stops the server for good. In the immediate mode it drops everything but
+// frees its shared memory.
+func (s *postgresServer) end() error {
+	r, err := s.process.ask(syscall.SIGQUIT)
 	if err != nil {
 		return err
 	}
@@ -227,14 +316,14 @@ func (p *Postgres) end() error {
 		case <-time.After(immediateLimit):
 		}
 	}
-	return errors.Join(p.process.kill(), p.freeSharedMemory())
+	return errors.Join(s.process.kill(), s.freeSharedMemory())
 }
 
 // freeSharedMemory removes the segment of System V shared memory by which
 // Postgres recognises a second server on its data folder, and which it cannot
 // remove when it is killed. Line 7 of its lock file names it: "key id".
-func (p *Postgres) freeSharedMemory() error {
-	f, err := os.Open(filepath.Join(p.data, "postmaster.pid"))
+func (s *postgresServer) freeSharedMemory() error {
+	f, err := os.Open(filepath.Join(s.data, "postmaster.pid"))
 	if errors.Is(err, os.ErrNotExist) {
 		return nil // ended in order
 	}

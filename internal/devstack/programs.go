@@ -52,6 +52,7 @@ type redisProgram struct {
 
 type postgresProgram struct {
 	server, initdb string // paths
+	basebackup     string // path, where it would be: a standby needs it
 }
 
 // findPrograms finds what o needs, or says everything that is missing at once.
@@ -106,7 +107,7 @@ func findPostgres(folders []string) (postgresProgram, error) {
 	var found postgresProgram
 	var errs []error
 	try := func(folder string) {
-		p := postgresProgram{server: filepath.Join(folder, "postgres"), initdb: filepath.Join(folder, "initdb")}
+		p := postgresProgram{server: filepath.Join(folder, "postgres"), initdb: filepath.Join(folder, "initdb"), basebackup: filepath.Join(folder, "pg_basebackup")}
 		if _, err := exec.LookPath(p.initdb); err != nil {
 			return // a package with the client programs only
 		}
@@ -158,7 +159,7 @@ func version(path, pattern string) (int, error) {
 // shows them.
 func (p programs) executables() []string {
 	var paths []string
-	for _, path := range []string{p.redis.server, p.postgres.server, p.postgres.initdb} {
+	for _, path := range []string{p.redis.server, p.postgres.server, p.postgres.initdb, p.postgres.basebackup} {
 		if path == "" {
 			continue
 		}

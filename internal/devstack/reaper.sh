@@ -41,7 +41,7 @@ servers() {
 			done
 		done
 	elif command -v lsof >/dev/null; then
-		lsof -t -a -d cwd -c redis -c postgres -c initdb +D "$folder"
+		lsof -t -a -d cwd -c redis -c postgres -c initdb -c pg_basebackup +D "$folder"
 	fi
 }
 
@@ -51,11 +51,11 @@ while [ "$round" -lt 100 ]; do
 	if [ -z "$found" ]; then
 		# Postgres, when killed, leaves a small segment of System V shared
 		# memory, named in line 7 of its lock file as "key id".
-		lock=$folder/postgres/data/postmaster.pid
-		if [ -f "$lock" ]; then
+		for lock in "$folder"/postgres*/data/postmaster.pid; do
+			[ -f "$lock" ] || continue
 			id=$(sed -n '7s/^ *[0-9]* *\([0-9][0-9]*\) *$/\1/p' "$lock")
 			[ -z "$id" ] || ipcrm -m "$id"
-		fi
+		done
 		rm -rf -- "$folder"
 		[ -e "$folder" ] || exit 0
 	else
