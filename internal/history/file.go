@@ -204,8 +204,10 @@ func (f *File) event(b []byte, place map[uint64]int) error {
 	case listEvent:
 		var r Read
 		in.head(&r)
-		l := List{Group: in.uint(), Fresh: r.Fresh, Tier: r.Tier, Replica: r.Replica, Session: r.Session,
-			Budget: r.Budget, Invoked: r.Invoked, Returned: r.Returned}
+		l := List{
+			Group: in.uint(), Fresh: r.Fresh, Tier: r.Tier, Replica: r.Replica, Session: r.Session,
+			Budget: r.Budget, Invoked: r.Invoked, Returned: r.Returned,
+		}
 		l.Entries = make([]Entry, in.count(2))
 		for i := range l.Entries {
 			l.Entries[i] = Entry{Key: in.uint(), Op: in.uint()}
@@ -273,4 +275,3 @@ func (f *fields) end() error {
 	}
 	return nil
 }
-

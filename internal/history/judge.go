@@ -218,8 +218,10 @@ func (j *judge) list(r *List) {
 
 // asRead is the list's answer about one key.
 func (r *List) asRead(key, op uint64) Read {
-	return Read{Key: key, Op: op, Fresh: r.Fresh, Tier: r.Tier, Phase: r.Phase, Replica: r.Replica, Session: r.Session,
-		Budget: r.Budget, Invoked: r.Invoked, Returned: r.Returned}
+	return Read{
+		Key: key, Op: op, Fresh: r.Fresh, Tier: r.Tier, Phase: r.Phase, Replica: r.Replica, Session: r.Session,
+		Budget: r.Budget, Invoked: r.Invoked, Returned: r.Returned,
+	}
 }
 
 // A showing is one answer about one key, or a write, as I2 and I3 look at it.
@@ -257,8 +259,10 @@ func (j *judge) replicas() {
 		}
 		for _, e := range r.Entries {
 			if place := j.find(e.Key, e.Op, r.Returned); place >= 0 {
-				all = append(all, showing{who: uint64(r.Replica)<<32 | r.Group, what: e.Key, invoked: r.Invoked, returned: r.Returned,
-					least: place, most: place, list: r, line: j.lines[e.Key], entry: e})
+				all = append(all, showing{
+					who: uint64(r.Replica)<<32 | r.Group, what: e.Key, invoked: r.Invoked, returned: r.Returned,
+					least: place, most: place, list: r, line: j.lines[e.Key], entry: e,
+				})
 			}
 		}
 	}
@@ -311,14 +315,18 @@ func (j *judge) sessions() {
 		for _, e := range r.Entries {
 			in[e.Key] = true
 			if place := j.find(e.Key, e.Op, r.Returned); place >= 0 {
-				all = append(all, showing{who: r.Session, what: e.Key, invoked: r.Invoked, returned: r.Returned,
-					least: place, most: place, list: r, line: j.lines[e.Key], entry: e})
+				all = append(all, showing{
+					who: r.Session, what: e.Key, invoked: r.Invoked, returned: r.Returned,
+					least: place, most: place, list: r, line: j.lines[e.Key], entry: e,
+				})
 			}
 		}
 		for _, l := range j.groups[r.Group] {
 			if !in[l.key] {
-				all = append(all, showing{who: r.Session, what: l.key, invoked: r.Invoked, returned: r.Returned, inGroup: true,
-					list: r, line: l, entry: Entry{Key: l.key}})
+				all = append(all, showing{
+					who: r.Session, what: l.key, invoked: r.Invoked, returned: r.Returned, inGroup: true,
+					list: r, line: l, entry: Entry{Key: l.key},
+				})
 			}
 		}
 	}

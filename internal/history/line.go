@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -18,6 +19,8 @@ type line struct {
 	place   map[uint64]int // op -> place of its last commit
 	// proof is when each commit is known to have happened by what somebody was told: the writer, or a reader.
 	proof []time.Duration
+	// sent is before which each cannot have happened: neither itself nor one before it had been sent.
+	sent []time.Duration
 	// later is the earliest acknowledgement among the commits behind each.
 	later []time.Duration
 	// known says, ascending, from when which place is known to be reached.
@@ -42,6 +45,13 @@ func (l *line) add(c Commit) {
 func (l *line) close() {
 	l.proof = make([]time.Duration, len(l.commits))
 	l.later = make([]time.Duration, len(l.commits))
+	l.sent = make([]time.Duration, len(l.commits))
+	for i, c := range l.commits {
+		l.sent[i] = c.Sent
+		if i > 0 {
+			l.sent[i] = max(c.Sent, l.sent[i-1])
+		}
+	}
 	next := Never
 	for i := len(l.commits) - 1; i >= 0; i-- {
 		l.proof[i], l.later[i] = l.commits[i].Acked, next
@@ -78,7 +88,7 @@ func (l *line) low(before time.Duration) int {
 }
 
 // possible reports whether the commit may have happened by the instant.
-func (l *line) possible(place int, by time.Duration) bool { return l.commits[place].Sent <= by }
+func (l *line) possible(place int, by time.Duration) bool { return l.sent[place] <= by }
 
 // absent is the first place from low on at which the key is absent and which may be reached by the instant, or -1.
 func (l *line) absent(low int, by time.Duration) int {
@@ -92,8 +102,8 @@ func (l *line) absent(low int, by time.Duration) int {
 
 // lastAbsent is the last such place, or -1.
 func (l *line) lastAbsent(by time.Duration) int {
-	for i := len(l.commits) - 1; i >= 0; i-- {
-		if l.commits[i].Absent && l.possible(i, by) {
+	for i, c := range slices.Backward(l.commits) {
+		if c.Absent && l.possible(i, by) {
 			return i
 		}
 	}
@@ -122,10 +132,10 @@ func (l *line) behind(place int, at time.Duration) time.Duration {
 // around describes the commits near two places, for people.
 func (l *line) around(a, b int) string {
 	from, to := max(min(a, b)-1, 0), min(max(a, b)+2, len(l.commits))
-	text := ""
+	var text strings.Builder
 	for i := from; i < to; i++ {
 		if i-from == 8 {
-			text += fmt.Sprintf(" ... (%d more)", to-i)
+			fmt.Fprintf(&text, " ... (%d more)", to-i)
 			break
 		}
 		c := &l.commits[i]
@@ -135,18 +145,18 @@ func (l *line) around(a, b int) string {
 		} else if c.Absent {
 			state += " (deleted)"
 		}
-		text += fmt.Sprintf("; #%d %s", i, state)
+		fmt.Fprintf(&text, "; #%d %s", i, state)
 		if i > 0 {
-			text += " sent " + c.Sent.String()
+			text.WriteString(" sent " + c.Sent.String())
 			if c.Acked == Never {
-				text += " never acknowledged"
+				text.WriteString(" never acknowledged")
 			} else {
-				text += " acked " + c.Acked.String()
+				text.WriteString(" acked " + c.Acked.String())
 			}
 		}
 		if l.proof[i] != c.Acked {
-			text += " first seen " + l.proof[i].String()
+			text.WriteString(" first seen " + l.proof[i].String())
 		}
 	}
-	return text
+	return text.String()
 }

@@ -76,8 +76,10 @@ type Report struct {
 }
 
 func newReport(h *History, keep int) *Report {
-	r := &Report{Phases: make([]Counts, max(len(h.Phases), 1)), ByTier: map[uint8]uint64{}, ByBudget: map[time.Duration]uint64{},
-		ByInvariant: map[Invariant]uint64{}, keep: keep}
+	r := &Report{
+		Phases: make([]Counts, max(len(h.Phases), 1)), ByTier: map[uint8]uint64{}, ByBudget: map[time.Duration]uint64{},
+		ByInvariant: map[Invariant]uint64{}, keep: keep,
+	}
 	r.staleness = newStaleness()
 	return r
 }
