@@ -38,7 +38,7 @@ flag wins.`,
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return usage(fmt.Errorf("%w; see `%s --help`", err, cmd.CommandPath()))
 	})
-	root.AddCommand(newUp(), newServe(), newMigrate(), newVersion())
+	root.AddCommand(newUp(), newServe(), newMigrate(), newVerify(), newVersion())
 	return root
 }
 

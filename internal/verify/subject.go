@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"fmt"
+	"slices"
 	"time"
 )
 
@@ -86,7 +87,8 @@ const (
 	Set Kind = iota + 1
 	// Remove deletes the row, if it is there.
 	Remove
-	// Rename gives the row the primary key To, in the place of the row that has that key, if any.
+	// Rename gives the row, if it is there, the primary key To, in the place of the row that has that
+	// key, if any.
 	Rename
 )
 
@@ -146,21 +148,18 @@ returning id, category`, c.Key, c.Group, c.Op, int64(c.Sent))
 	case Remove:
 		return c.touch(ctx, tx, `delete from verify_row where id = $1 returning id, category`, c.Key)
 	case Rename:
-		gone, err := c.touch(ctx, tx, `delete from verify_row where id = $1 returning id, category`, c.To)
-		if err != nil {
+		// In the order of keys, as all who lock several rows do.
+		e, err := c.touch(ctx, tx, `select id, category from verify_row where id in ($1, $2) order by id for update`, c.Key, c.To)
+		if err != nil || !slices.Contains(e.Keys, c.Key) {
 			return Effect{}, err
 		}
-		moved, err := c.touch(ctx, tx, `
-update verify_row set id = $2, op = $3, sent = $4, revision = revision + 1 where id = $1 returning $1::bigint, category`,
+		e.Keys = append(e.Keys, c.To)
+		if _, err := tx.ExecContext(ctx, `delete from verify_row where id = $1`, c.To); err != nil {
+			return Effect{}, err
+		}
+		_, err = tx.ExecContext(ctx, `update verify_row set id = $2, op = $3, sent = $4, revision = revision + 1 where id = $1`,
 			c.Key, c.To, c.Op, int64(c.Sent))
-		if err != nil {
-			return Effect{}, err
-		}
-		e := gone.and(moved)
-		if len(moved.Keys) > 0 {
-			e.Keys = append(e.Keys, c.To)
-		}
-		return e, nil
+		return e, err
 	default:
 		return Effect{}, fmt.Errorf("verify: change of kind %d", c.Kind)
 	}
@@ -188,4 +187,16 @@ func announce(ctx context.Context, tx Tx, op uint64, sent time.Duration) error {
 	_, err := tx.ExecContext(ctx, `select set_config('verify.op', $1, true), set_config('verify.sent', $2, true)`,
 		fmt.Sprint(op), fmt.Sprint(int64(sent)))
 	return err
+}
+
+// SourceLoader is a [Subject] that can tell how much it asks of the source.
+type SourceLoader interface {
+	SourceLoad() SourceLoad
+}
+
+// SourceLoad is what a replica has asked of the source since it was opened.
+type SourceLoad struct {
+	Peak  int64  // the most loads at once
+	Bound int64  // on loads at once; 0 = none is promised
+	Loads uint64 // rows and lists loaded
 }

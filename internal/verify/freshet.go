@@ -1,0 +1,155 @@
+package verify
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"strconv"
+	"time"
+
+	"github.com/lib/pq"
+
+	"github.com/freshet-cache/freshet/cluster"
+	"github.com/freshet-cache/freshet/node"
+)
+
+// What a replica of Freshet is opened with. L1 holds a part of the rows only, so that L2 is read all
+// the time.
+const (
+	freshetL1       = 600
+	freshetConns    = 8
+	freshetMaxStale = time.Minute
+	freshetLoad     = 2 * time.Second
+	freshetWrite    = 5 * time.Second
+)
+
+// Freshet opens a node with a cache of rows, one of rows that a Go function loads (every eighth key),
+// and one of lists.
+func Freshet(ctx context.Context, at Endpoints) (Subject, error) {
+	n, err := node.Open(ctx, node.Config{
+		App: at.App, ID: fmt.Sprintf("replica-%d", at.Replica),
+		Postgres: node.PostgresConfig{DSN: at.Postgres, MaxConns: freshetConns, LoadTimeout: freshetLoad, WriteTimeout: freshetWrite},
+		Redis:    node.RedisConfig{Addrs: at.Redis, Dial: at.dialRedis},
+		NATS:     node.NATSConfig{URLs: []string{at.NATS}},
+		MaxStale: freshetMaxStale,
+		Logger:   slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn})),
+	})
+	if err != nil {
+		return nil, err
+	}
+	f := &freshet{node: n}
+	if err := errors.Join(f.openCaches(), n.Ready(ctx)); err != nil {
+		return nil, errors.Join(err, n.Close())
+	}
+	return f, nil
+}
+
+func (e Endpoints) dialRedis(ctx context.Context, network, addr string) (net.Conn, error) {
+	var d net.Dialer
+	return d.DialContext(ctx, network, e.RedisAddr(addr))
+}
+
+type freshet struct {
+	node  *node.Node
+	rows  *node.Cache[freshetRow]
+	funcs *node.Cache[freshetRow]
+	lists *node.QueryCache[[]freshetRow]
+}
+
+type freshetRow struct {
+	ID uint64 `json:"id" db:"id"`
+	Op uint64 `json:"op" db:"op"`
+}
+
+func (f *freshet) openCaches() error {
+	var rows, funcs, lists error
+	f.rows, rows = node.NewCache(f.node, node.CacheConfig[freshetRow]{
+		Namespace: "row", Source: node.SQL[freshetRow](RowQuery), MaxEntries: freshetL1,
+	})
+	f.funcs, funcs = node.NewCache(f.node, node.CacheConfig[freshetRow]{
+		Namespace: "row", View: "func", Source: node.Func(f.load), MaxEntries: freshetL1,
+	})
+	f.lists, lists = node.NewQueryCache(f.node, node.QueryConfig[[]freshetRow]{
+		Namespace: "row", View: "list",
+		Query: func(p cluster.Params) (string, []any, error) {
+			group, err := strconv.ParseInt(p["category"], 10, 64)
+			return `select coalesce(json_agg(l), '[]') from (` + ListQuery + `) l`, []any{group}, err
+		},
+		Tags: func(p cluster.Params, _ []freshetRow) []string { return []string{"category:" + p["category"]} },
+	})
+	return errors.Join(rows, funcs, lists)
+}
+
+// load is a source in Go.
+func (f *freshet) load(ctx context.Context, ids []string) (map[string]freshetRow, error) {
+	var rows []freshetRow
+	if err := f.node.DB().SelectContext(ctx, &rows, RowQuery, pq.Array(ids)); err != nil {
+		return nil, err
+	}
+	m := make(map[string]freshetRow, len(rows))
+	for _, r := range rows {
+		m[strconv.FormatUint(r.ID, 10)] = r
+	}
+	return m, nil
+}
+
+func options(want Want) ([]node.ReadOption, error) {
+	token, err := node.ParseToken(want.Token)
+	return []node.ReadOption{node.Within(want.Budget), node.AtLeast(token)}, err
+}
+
+func (f *freshet) Get(ctx context.Context, key uint64, want Want) (Answer, error) {
+	options, err := options(want)
+	if err != nil {
+		return Answer{}, err
+	}
+	cache := f.rows
+	if key%8 == 0 {
+		cache = f.funcs
+	}
+	e, err := cache.Lookup(ctx, strconv.FormatUint(key, 10), options...)
+	absent := errors.Is(err, node.ErrNotFound)
+	if err != nil && !absent {
+		return Answer{}, err
+	}
+	return Answer{Op: e.Value.Op, Absent: absent, Fresh: e.Fresh, Tier: uint8(e.Tier), Token: e.Token.String()}, nil
+}
+
+func (f *freshet) List(ctx context.Context, group uint64, want Want) (ListAnswer, error) {
+	options, err := options(want)
+	if err != nil {
+		return ListAnswer{}, err
+	}
+	e, err := f.lists.Lookup(ctx, cluster.Params{"category": strconv.FormatUint(group, 10)}, options...)
+	if err != nil {
+		return ListAnswer{}, err
+	}
+	rows := make([]ListRow, len(e.Value))
+	for i, r := range e.Value {
+		rows[i] = ListRow{Key: r.ID, Op: r.Op}
+	}
+	return ListAnswer{Rows: rows, Fresh: e.Fresh, Tier: uint8(e.Tier), Token: e.Token.String()}, nil
+}
+
+func (f *freshet) Write(ctx context.Context, change Change) (string, error) {
+	token, err := f.node.Write(ctx, func(tx *node.Tx) error {
+		_, err := change.Apply(ctx, tx)
+		return err
+	})
+	return token.String(), err
+}
+
+func (f *freshet) Close() error { return f.node.Close() }
+
+// SourceLoad implements [SourceLoader].
+func (f *freshet) SourceLoad() SourceLoad {
+	s := f.node.Stats()
+	load := SourceLoad{Peak: s.Source.Peak, Bound: s.Source.Places}
+	for _, n := range s.Namespaces {
+		load.Loads += n.Loads
+	}
+	return load
+}

@@ -1,0 +1,199 @@
+package verify
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/freshet-cache/freshet/internal/history"
+)
+
+// Report is what a run found.
+type Report struct {
+	Seed     uint64  `json:"seed"`
+	Replicas int     `json:"replicas"`
+	Keys     uint64  `json:"keys"`
+	Phases   []Phase `json:"phases"`
+}
+
+// Phase is what one phase found. Shares are of all reads that were asked for, those without an answer
+// among them.
+type Phase struct {
+	Fault string `json:"fault"`
+	About string `json:"about"`
+
+	Reads   uint64 `json:"reads"`   // answers that were judged, lists among them
+	Fresh   uint64 `json:"fresh"`   // of them, answers labelled FRESH
+	Swept   uint64 `json:"swept"`   // answers after the end that were compared with Postgres
+	Commits int    `json:"commits"` // of the run by the end of the phase
+	Lost    int    `json:"lost"`    // acknowledged writes that Postgres does not have
+
+	// Violations counts broken promises by invariant; Kept are the first in words.
+	Violations map[string]uint64 `json:"violations"`
+	Kept       []string          `json:"kept,omitempty"`
+	// Harm says what was still wrong long after the end; "" = nothing.
+	Harm string `json:"harm,omitempty"`
+
+	Before, During, After Share
+
+	// Staleness of FRESH answers: how long a newer state had been there.
+	P50, P999, Longest time.Duration
+	// Recovery is the time from the end of the fault until at least 99 % of all reads were answered FRESH
+	// and stayed so; Recovered says whether they did.
+	Recovery  time.Duration `json:"recovery"`
+	Recovered bool          `json:"recovered"`
+	Converged time.Duration `json:"converged"` // from the last write until every replica answered everything FRESH
+	Slowest   time.Duration `json:"slowest"`   // read
+	FirstFail string        `json:"first_failure,omitempty"`
+
+	Writes, WritesFailed uint64
+
+	// SourceActive is the most backends that worked for loads at once, as Postgres saw it; SourcePeak the
+	// most loads at once of one replica since it was opened, SourceBound what it promises.
+	SourceActive int   `json:"source_active"`
+	SourcePeak   int64 `json:"source_peak"`
+	SourceBound  int64 `json:"source_bound"`
+	// SourceRate is the mean rate of loads, of all replicas together, per second; SourceRateMost the
+	// highest of a second.
+	SourceRate, SourceRateMost float64
+}
+
+// Share is how reads of a part of a phase were answered.
+type Share struct {
+	Reads, Failures uint64
+	Fresh, Stale    float64 // 0 to 1
+}
+
+func shareOf(c history.Counts) Share {
+	s := Share{Reads: c.Reads, Failures: c.Failures, Fresh: c.FreshShare()}
+	if all := c.Reads + c.Failures; all > 0 {
+		s.Stale = float64(c.Stale) / float64(all)
+	}
+	return s
+}
+
+func newPhase(f fault, h *history.History, v *history.Report) *Phase {
+	p := &Phase{
+		Fault: f.name, About: f.about,
+		Reads: v.Reads, Fresh: v.Fresh, Swept: v.Swept, Commits: len(h.Commits), Lost: len(h.Lost),
+		Violations: map[string]uint64{},
+		Before:     shareOf(v.Phases[0]), During: shareOf(v.Phases[1]), After: shareOf(v.Phases[2]),
+	}
+	p.P50, _ = v.Staleness(50)
+	p.P999, p.Longest = v.Staleness(99.9)
+	p.Recovery, p.Recovered = h.Recovered(h.Phases[2].From, h.Phases[2].To, 0.99)
+	for i, n := range v.ByInvariant {
+		p.Violations[i.String()] = n
+	}
+	for _, k := range v.Kept {
+		p.Kept = append(p.Kept, k.String())
+	}
+	return p
+}
+
+// Broken counts the broken promises of the phase.
+func (p *Phase) Broken() (n uint64) {
+	for _, v := range p.Violations {
+		n += v
+	}
+	if p.Harm != "" {
+		n++
+	}
+	return n
+}
+
+// Broken counts the broken promises of the run.
+func (r *Report) Broken() (n uint64) {
+	for i := range r.Phases {
+		n += r.Phases[i].Broken()
+	}
+	return n
+}
+
+// Fresh counts the FRESH answers that were judged.
+func (r *Report) Fresh() (n uint64) {
+	for i := range r.Phases {
+		n += r.Phases[i].Fresh
+	}
+	return n
+}
+
+// line is the phase in one line of text.
+func (p *Phase) line() string {
+	text := fmt.Sprintf("%-28s %8d reads, %d violations, FRESH %s / %s / %s, staleness p99.9 %v max %v, recovery %s",
+		p.Fault, p.Reads, p.Broken(), percent(p.Before), percent(p.During), percent(p.After), short(p.P999), short(p.Longest), p.recovery())
+	for _, k := range p.Kept {
+		text += "\n      " + k
+	}
+	if p.Harm != "" {
+		text += "\n      lasting harm: " + p.Harm
+	}
+	if p.FirstFail != "" {
+		text += fmt.Sprintf("\n      %d reads failed, the first: %s", p.Before.Failures+p.During.Failures+p.After.Failures, p.FirstFail)
+	}
+	return text
+}
+
+func (p *Phase) recovery() string {
+	if !p.Recovered {
+		return "never"
+	}
+	return fmt.Sprintf("%.1f s", p.Recovery.Seconds())
+}
+
+func percent(s Share) string {
+	if s.Reads+s.Failures == 0 {
+		return "-"
+	}
+	return fmt.Sprintf("%.2f%%", float64(int(s.Fresh*10000))/100) // 100 % is all
+}
+
+func short(d time.Duration) time.Duration {
+	if d > 10*time.Millisecond {
+		return d.Round(time.Millisecond)
+	}
+	return d.Round(10 * time.Microsecond)
+}
+
+// WriteJSON writes the report as JSON.
+func (r *Report) WriteJSON(to io.Writer) error {
+	e := json.NewEncoder(to)
+	e.SetIndent("", "  ")
+	return e.Encode(r)
+}
+
+// WriteMarkdown writes the report as a table with a line for each fault.
+func (r *Report) WriteMarkdown(to io.Writer) error {
+	var b strings.Builder
+	b.WriteString("| fault | reads checked | FRESH reads | violations | staleness p50 | p99.9 | max | FRESH before | during | after | failed | recovery to 99 % | converged | loads at once | loads/s, most |\n")
+	b.WriteString("|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|\n")
+	var reads, fresh, failed, swept uint64
+	for i := range r.Phases {
+		p := &r.Phases[i]
+		lost := p.Before.Failures + p.During.Failures + p.After.Failures
+		fmt.Fprintf(&b, "| %s | %d | %d | %d | %v | %v | %v | %s | %s | %s | %d | %s | %.1f s | %d of %d | %.0f |\n",
+			p.Fault, p.Reads, p.Fresh, p.Broken(), short(p.P50), short(p.P999), short(p.Longest),
+			percent(p.Before), percent(p.During), percent(p.After), lost, p.recovery(), p.Converged.Seconds(), p.SourcePeak, p.SourceBound, p.SourceRateMost)
+		reads, fresh, failed, swept = reads+p.Reads, fresh+p.Fresh, failed+lost, swept+p.Swept
+	}
+	fmt.Fprintf(&b, "| **all** | **%d** | **%d** | **%d** | | | | | | | %d | | | | |\n\n", reads, fresh, r.Broken(), failed)
+	fmt.Fprintf(&b, "%d replicas, %d rows, seed %d; %d answers after the end of a fault were compared with Postgres.\n", r.Replicas, r.Keys, r.Seed, swept)
+	for i := range r.Phases {
+		p := &r.Phases[i]
+		if p.Broken() == 0 {
+			continue
+		}
+		fmt.Fprintf(&b, "\n%s: %v", p.Fault, p.Violations)
+		if p.Harm != "" {
+			fmt.Fprintf(&b, ", lasting harm: %s", p.Harm)
+		}
+		b.WriteString("\n")
+		for _, k := range p.Kept {
+			fmt.Fprintf(&b, "- %s\n", k)
+		}
+	}
+	_, err := io.WriteString(to, b.String())
+	return err
+}
