@@ -102,7 +102,7 @@ func TestJoin(t *testing.T) {
 	want := []Commit{
 		{Key: 1, Op: 1, Group: 1, Sent: 1, Acked: 2, Session: 5},
 		{Key: 1, Op: 2, Group: 2, Sent: 3, Acked: Never},
-		{Key: 1, Op: 9, Group: 2, Sent: always, Acked: Never},
+		{Key: 1, Op: 9, Group: 2, Sent: Always, Acked: Never},
 	}
 	if !slices.Equal(h.Commits, want) || !slices.Equal(h.Lost, []Commit{{Key: 1, Op: 3, Sent: 5, Acked: 6}}) || len(h.Reads) != 1 {
 		t.Errorf("%+v\n%+v", h.Commits, h.Lost)

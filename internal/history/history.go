@@ -5,15 +5,21 @@ import (
 	"time"
 )
 
-// Never is the time of an acknowledgement that nobody got.
-const Never = time.Duration(math.MaxInt64)
+// The ends of time.
+const (
+	// Never is the time of an acknowledgement that nobody got.
+	Never = time.Duration(math.MaxInt64)
+	// Always is when the state before the run was sent and acknowledged.
+	Always = time.Duration(math.MinInt64)
+)
 
 // Commit is one committed change of one key. Times are of one monotonic clock that all observers share.
 type Commit struct {
 	Key, Op uint64 // Op: unique number of the write, above 0
 	Absent  bool   // the key does not exist after it
 	Group   uint64 // the list that the key belongs to after it; 0 = none
-	// Sent: the commit happened after it. Acked: it happened before it; [Never] = nobody was told.
+	// Sent: the commit happened after it. Acked: it happened before it; [Never] = nobody was told. Both [Always]: it is
+	// the state from the beginning, so that no answer shows what was before.
 	Sent, Acked time.Duration
 	Session     uint64 // that wrote it; 0 = none
 }
@@ -64,11 +70,14 @@ type History struct {
 	// Commits, those of each key in the order in which they happened. The state of a key before its first is
 	// absent.
 	Commits []Commit
-	// Lost are commits that were acknowledged and are not among Commits.
-	Lost     []Commit
-	Reads    []Read
-	Lists    []List
-	Failures []Failure
+	// Lost are commits that were acknowledged and are not among Commits. Each may have done anything to its key; key 0 =
+	// to any.
+	Lost []Commit
+	// Unsettled are writes of which nobody was told, and that are not among Commits. See Options.Lossy.
+	Unsettled []Commit
+	Reads     []Read
+	Lists     []List
+	Failures  []Failure
 	// Sweep are answers from after the end of all writes and faults: they must show the last commits (I5).
 	Sweep      []Read
 	SweepLists []List

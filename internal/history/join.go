@@ -37,18 +37,26 @@ func Join(files []*File, writes []Write, audit []Audited) *History {
 		if last[Entry{a.Key, a.Op}] != i {
 			continue
 		}
-		c := Commit{Key: a.Key, Op: a.Op, Group: a.Group, Absent: a.Absent, Sent: always, Acked: Never}
+		c := Commit{Key: a.Key, Op: a.Op, Group: a.Group, Absent: a.Absent, Sent: Always, Acked: Never}
 		if w, ok := known[a.Op]; ok {
 			c.Sent, c.Acked, c.Session = w.Sent, w.Acked, w.Session
 		}
 		h.Commits = append(h.Commits, c)
 	}
 	for _, w := range known {
-		if happened[w.Op] || w.Acked == Never {
+		if happened[w.Op] {
 			continue
 		}
-		for _, key := range w.Keys {
-			h.Lost = append(h.Lost, Commit{Key: key, Op: w.Op, Sent: w.Sent, Acked: w.Acked, Session: w.Session})
+		gone := &h.Lost
+		if w.Acked == Never {
+			gone = &h.Unsettled
+		}
+		keys := w.Keys
+		if keys == nil {
+			keys = []uint64{0}
+		}
+		for _, key := range keys {
+			*gone = append(*gone, Commit{Key: key, Op: w.Op, Sent: w.Sent, Acked: w.Acked, Session: w.Session})
 		}
 	}
 	return h

@@ -14,24 +14,26 @@ type Options struct {
 	// LostUntil: commits in History.Lost may be shown FRESH by answers asked for before it and the budget; it is when the
 	// server that had them was replaced. Without lost commits it means nothing.
 	LostUntil time.Duration
+	// Lossy says that a failover may have lost commits that nobody was told of (History.Unsettled), so that answers may
+	// show them as they may show those of History.Lost, which imply it. Otherwise showing them is I4.
+	Lossy bool
 }
 
 // Judge gives the verdict on a history. It takes time in the order of n log n, and does not change the history.
+// Verdicts on one key come before those on the next higher key; I5 comes last.
 func Judge(h *History, o Options) *Report {
-	j := &judge{h: h, o: o, report: newReport(h, cmp.Or(o.Keep, 10)), lines: map[uint64]*line{}, groups: map[uint64][]*line{}}
-	j.readCommits()
-	j.resolve()
-	for _, l := range j.lines {
-		l.order()
+	j := &judge{h: h, o: o, report: newReport(h, cmp.Or(o.Keep, 10)), lines: map[uint64]*line{}}
+	j.commits()
+	j.answers()
+	for i, l := range j.ordered {
+		j.gather(uint32(i), l)
+		j.line(l)
 	}
-	for i := range h.Reads {
-		j.read(&h.Reads[i], j.shown[i])
+	for i := range j.heads {
+		if r := &j.heads[i]; r.Fresh {
+			j.report.stale(r, j.behind[i])
+		}
 	}
-	for i := range h.Lists {
-		j.list(&h.Lists[i])
-	}
-	j.replicas()
-	j.sessions()
 	j.sweep()
 	j.report.Failures += uint64(len(h.Failures))
 	for _, f := range h.Failures {
@@ -44,21 +46,51 @@ type judge struct {
 	h      *History
 	o      Options
 	report *Report
-	lines  map[uint64]*line   // key -> its commits
-	groups map[uint64][]*line // group -> keys that ever belonged to it
-	lost   map[Entry]bool
-	// shown is the place of the commit that each read shows: absence, or what is wrong with it, is below 0.
-	shown []int
+
+	lines   map[uint64]*line // key -> its commits
+	ordered []*line          // by key
+	lost    []Commit         // of unknown keys
+	heads   []Read           // what each list says of itself
+	behind  []time.Duration  // list -> the longest that it lacked a commit
+
+	reads   buckets          // line -> indices of Reads
+	entries buckets          // line -> indices of refs
+	refs    []ref            // entries of lists, by list
+	lists   map[uint64][]int // group -> its lists
+	now     []answer         // on the line being judged
 }
 
-// What a read shows if not a commit.
-const (
-	showsAbsence = -1 - iota
-	showsLost
-	showsPhantom
-)
+// ref is an entry of a list.
+type ref struct {
+	list int
+	op   uint64
+}
 
-func (j *judge) line(key uint64) *line {
+// buckets are indices, ascending, by line.
+type buckets struct {
+	from []uint32 // line -> where it begins in all; one more for the end
+	all  []uint32
+}
+
+func newBuckets(lines int, of []uint32) buckets {
+	b := buckets{from: make([]uint32, lines+1), all: make([]uint32, len(of))}
+	for _, l := range of {
+		b.from[l+1]++
+	}
+	for i := range lines {
+		b.from[i+1] += b.from[i]
+	}
+	at := slices.Clone(b.from)
+	for i, l := range of {
+		b.all[at[l]] = uint32(i)
+		at[l]++
+	}
+	return b
+}
+
+func (b buckets) of(line uint32) []uint32 { return b.all[b.from[line]:b.from[line+1]] }
+
+func (j *judge) need(key uint64) *line {
 	l := j.lines[key]
 	if l == nil {
 		l = newLine(key)
@@ -67,153 +99,66 @@ func (j *judge) line(key uint64) *line {
 	return l
 }
 
-func (j *judge) readCommits() {
-	type member struct{ key, group uint64 }
-	members := map[member]bool{}
+// commits makes the lines, also of keys that are only asked for.
+func (j *judge) commits() {
 	for _, c := range j.h.Commits {
-		l := j.line(c.Key)
-		l.add(c)
-		if m := (member{c.Key, c.Group}); c.Group != 0 && !c.Absent && !members[m] {
-			members[m] = true
-			j.groups[c.Group] = append(j.groups[c.Group], l)
+		j.need(c.Key).add(c)
+	}
+	lost := j.h.Lost
+	if j.o.Lossy || len(lost) > 0 {
+		lost = slices.Concat(lost, j.h.Unsettled)
+	}
+	for _, c := range lost {
+		if c.Key == 0 {
+			j.lost = append(j.lost, c)
+			continue
 		}
-	}
-	j.lost = make(map[Entry]bool, len(j.h.Lost))
-	for _, c := range j.h.Lost {
-		j.lost[Entry{c.Key, c.Op}] = true
+		l := j.need(c.Key)
+		l.lost = append(l.lost, c)
 	}
 	for i := range j.h.Reads {
-		j.line(j.h.Reads[i].Key)
-	}
-	for _, l := range j.lines {
-		l.close()
-	}
-}
-
-// resolve finds the commit that each answer shows, and what answers prove to have happened.
-func (j *judge) resolve() {
-	j.shown = make([]int, len(j.h.Reads))
-	for i := range j.h.Reads {
-		r := &j.h.Reads[i]
-		j.shown[i] = j.find(r.Key, r.Op, r.Returned)
+		j.need(j.h.Reads[i].Key)
 	}
 	for i := range j.h.Lists {
 		for _, e := range j.h.Lists[i].Entries {
-			j.find(e.Key, e.Op, j.h.Lists[i].Returned)
+			j.need(e.Key)
 		}
 	}
+	for _, l := range j.lines {
+		j.ordered = append(j.ordered, l)
+		j.report.Disordered += l.close()
+	}
+	slices.SortFunc(j.ordered, func(a, b *line) int { return cmp.Compare(a.key, b.key) })
 }
 
-func (j *judge) find(key, op uint64, returned time.Duration) int {
-	if op == 0 {
-		return showsAbsence
+// answers puts them into buckets.
+func (j *judge) answers() {
+	number := make(map[uint64]uint32, len(j.ordered))
+	for i, l := range j.ordered {
+		number[l.key] = uint32(i)
 	}
-	l := j.lines[key]
-	if l != nil {
-		if place, ok := l.place[op]; ok {
-			if !l.possible(place, returned) {
-				return showsPhantom
-			}
-			l.saw(place, returned)
-			return place
-		}
+	of := make([]uint32, len(j.h.Reads))
+	for i := range j.h.Reads {
+		of[i] = number[j.h.Reads[i].Key]
+		j.report.count(&j.h.Reads[i])
 	}
-	if j.lost[Entry{key, op}] {
-		return showsLost
-	}
-	return showsPhantom
-}
+	j.reads = newBuckets(len(j.ordered), of)
 
-// read judges I1 and I4 of one answer.
-func (j *judge) read(r *Read, shown int) {
-	j.report.count(r)
-	l := j.lines[r.Key]
-	low := l.low(r.Invoked - r.Budget)
-	place := shown
-	switch shown {
-	case showsPhantom:
-		j.report.violate(I4, r, fmt.Sprintf("op %d had not been sent when the answer was there, or was never committed%s", r.Op, l.around(low, low)))
-		return
-	case showsLost:
-		if r.Fresh && r.Invoked >= j.o.LostUntil+r.Budget {
-			j.report.violate(I1, r, fmt.Sprintf("op %d was lost in the failover that ended at %v%s", r.Op, j.o.LostUntil, l.around(low, low)))
-		}
-		return
-	case showsAbsence:
-		if place = l.absent(low, r.Returned); place < 0 {
-			last := l.lastAbsent(r.Returned) // 0 at least: nothing was there before the first
-			if r.Fresh {
-				j.late(r, l, last, low)
-			}
-			return
+	of = of[:0]
+	j.lists = map[uint64][]int{}
+	j.heads = make([]Read, len(j.h.Lists))
+	j.behind = make([]time.Duration, len(j.h.Lists))
+	for i := range j.h.Lists {
+		r := &j.h.Lists[i]
+		j.heads[i] = r.asRead(0, 0)
+		j.report.count(&j.heads[i])
+		j.lists[r.Group] = append(j.lists[r.Group], i)
+		for _, e := range r.Entries {
+			of = append(of, number[e.Key])
+			j.refs = append(j.refs, ref{i, e.Op})
 		}
 	}
-	if !r.Fresh {
-		return
-	}
-	if place < low {
-		j.late(r, l, place, low)
-		return
-	}
-	j.report.stale(r, l.behind(place, r.Invoked))
-}
-
-func (j *judge) late(r *Read, l *line, place, low int) {
-	j.report.stale(r, l.behind(place, r.Invoked))
-	j.report.violate(I1, r, fmt.Sprintf("it shows #%d, and #%d was known to have happened more than the budget of %v before it was asked for%s",
-		place, low, r.Budget, l.around(place, low)))
-}
-
-// list judges I1 and I4 of one list.
-func (j *judge) list(r *List) {
-	as := r.asRead(0, 0)
-	j.report.countList(r)
-	in := make(map[uint64]bool, len(r.Entries))
-	var behind time.Duration
-	for _, e := range r.Entries {
-		in[e.Key] = true
-		as.Key, as.Op = e.Key, e.Op
-		l := j.lines[e.Key]
-		place := j.find(e.Key, e.Op, r.Returned)
-		if place == showsLost {
-			if r.Fresh && r.Invoked >= j.o.LostUntil+r.Budget {
-				j.report.violate(I1, &as, fmt.Sprintf("the list of group %d shows a commit that was lost in a failover", r.Group))
-			}
-			continue
-		}
-		if place < 0 {
-			j.report.violate(I4, &as, fmt.Sprintf("the list of group %d shows op %d, which had not been sent or was never committed", r.Group, e.Op))
-			continue
-		}
-		if l.commits[place].Group != r.Group || l.commits[place].Absent {
-			j.report.violate(I4, &as, fmt.Sprintf("the list of group %d shows op %d, which put its key into group %d", r.Group, e.Op, l.commits[place].Group))
-			continue
-		}
-		if !r.Fresh {
-			continue
-		}
-		if low := l.low(r.Invoked - r.Budget); place < low {
-			j.report.violate(I1, &as, fmt.Sprintf("the list of group %d shows #%d of the key, and #%d was known more than the budget of %v before it was asked for%s",
-				r.Group, place, low, r.Budget, l.around(place, low)))
-		}
-		behind = max(behind, l.behind(place, r.Invoked))
-	}
-	if !r.Fresh {
-		return
-	}
-	for _, l := range j.groups[r.Group] {
-		if in[l.key] {
-			continue
-		}
-		low := l.low(r.Invoked - r.Budget)
-		if l.outside(r.Group, low, r.Returned) >= 0 {
-			continue
-		}
-		as.Key, as.Op = l.key, 0
-		j.report.violate(I1, &as, fmt.Sprintf("the list of group %d lacks the key, which #%d, known more than the budget of %v before it was asked for, put there%s",
-			r.Group, low, r.Budget, l.around(low, low)))
-	}
-	j.report.staleList(r, behind)
+	j.entries = newBuckets(len(j.ordered), of)
 }
 
 // asRead is the list's answer about one key.
@@ -224,162 +169,218 @@ func (r *List) asRead(key, op uint64) Read {
 	}
 }
 
-// A showing is one answer about one key, or a write, as I2 and I3 look at it.
-type showing struct {
-	who, what          uint64        // it is compared with others of the same
-	invoked, returned  time.Duration // of a write, when it was acknowledged, both
-	least, most        int           // places that it may show; most < 0: it only is a bound for others
-	read               *Read
-	list               *List
-	line               *line
-	entry              Entry
-	onlyBound, inGroup bool
+// answer is what was answered about the key of a line.
+type answer struct {
+	claim
+
+	invoked, returned time.Duration
+	read              *Read // itself, or the head of the list
+	list              int   // -1 = none
+	place             int   // the least that it can be of; -1 = none, or it bounds nothing
 }
 
-// replicas judges I3.
-func (j *judge) replicas() {
-	var all []showing
-	for i := range j.h.Reads {
-		if r := &j.h.Reads[i]; r.Fresh {
-			if s, ok := j.showing(r, j.shown[i]); ok {
-				s.who, s.what = uint64(r.Replica), r.Key
-				all = append(all, s)
-			}
-		}
+// gather collects the answers about the key of a line.
+func (j *judge) gather(number uint32, l *line) {
+	j.now = j.now[:0]
+	for _, i := range j.reads.of(number) {
+		r := &j.h.Reads[i]
+		j.now = append(j.now, answer{claim: claim{op: r.Op}, invoked: r.Invoked, returned: r.Returned, read: r, list: -1})
 	}
-	j.monotonic(I3, all, func(s *showing, before int) string {
-		return fmt.Sprintf("replica %d shows at most #%d, and had answered #%d before it was asked%s", s.who, s.most, before, s.line.around(s.most, before))
-	})
-	// The lists of a replica are other entries than the keys themselves.
-	all = all[:0]
-	for i := range j.h.Lists {
-		r := &j.h.Lists[i]
-		if !r.Fresh {
+	in := j.entries.of(number)
+	for _, i := range in {
+		e := j.refs[i]
+		j.add(claim{e.op, j.h.Lists[e.list].Group}, e.list)
+	}
+	// Lists that do not have the key say so.
+	groups := map[uint64]bool{}
+	for i := range l.commits {
+		g := l.commits[i].Group
+		if g == 0 || groups[g] {
 			continue
 		}
-		for _, e := range r.Entries {
-			if place := j.find(e.Key, e.Op, r.Returned); place >= 0 {
-				all = append(all, showing{
-					who: uint64(r.Replica)<<32 | r.Group, what: e.Key, invoked: r.Invoked, returned: r.Returned,
-					least: place, most: place, list: r, line: j.lines[e.Key], entry: e,
-				})
+		groups[g] = true
+		k := 0
+		for _, list := range j.lists[g] {
+			for k < len(in) && j.refs[in[k]].list < list {
+				k++
+			}
+			if k == len(in) || j.refs[in[k]].list > list {
+				j.add(claim{0, g}, list)
 			}
 		}
 	}
-	j.monotonic(I3, all, func(s *showing, before int) string {
-		return fmt.Sprintf("the list shows #%d, and the replica's list had #%d before it was asked%s", s.most, before, s.line.around(s.most, before))
-	})
 }
 
-// showing is what an answer shows at least and at most; it reports false for one that shows nothing to compare.
-func (j *judge) showing(r *Read, shown int) (showing, bool) {
-	l := j.lines[r.Key]
-	s := showing{invoked: r.Invoked, returned: r.Returned, least: shown, most: shown, read: r, line: l}
-	if shown == showsAbsence {
-		low := 0
-		if r.Fresh {
-			low = l.low(r.Invoked - r.Budget)
-		}
-		s.least, s.most = l.absent(low, r.Returned), l.lastAbsent(r.Returned)
-		if s.least < 0 {
-			return s, false // a violation of I1 already
-		}
-	}
-	return s, shown >= showsAbsence
+func (j *judge) add(c claim, list int) {
+	r := &j.heads[list]
+	j.now = append(j.now, answer{claim: c, invoked: r.Invoked, returned: r.Returned, read: r, list: list})
 }
 
-// sessions judges I2.
-func (j *judge) sessions() {
-	var all []showing
-	for _, l := range j.lines {
-		for place, c := range l.commits {
-			if c.Session != 0 && c.Acked != Never {
-				all = append(all, showing{who: c.Session, what: c.Key, invoked: c.Acked, returned: c.Acked, least: place, onlyBound: true, line: l})
-			}
-		}
-	}
-	for i := range j.h.Reads {
-		if r := &j.h.Reads[i]; r.Session != 0 {
-			if s, ok := j.showing(r, j.shown[i]); ok {
-				s.who, s.what = r.Session, r.Key
-				all = append(all, s)
-			}
-		}
-	}
-	for i := range j.h.Lists {
-		r := &j.h.Lists[i]
-		if r.Session == 0 {
-			continue
-		}
-		in := make(map[uint64]bool, len(r.Entries))
-		for _, e := range r.Entries {
-			in[e.Key] = true
-			if place := j.find(e.Key, e.Op, r.Returned); place >= 0 {
-				all = append(all, showing{
-					who: r.Session, what: e.Key, invoked: r.Invoked, returned: r.Returned,
-					least: place, most: place, list: r, line: j.lines[e.Key], entry: e,
-				})
-			}
-		}
-		for _, l := range j.groups[r.Group] {
-			if !in[l.key] {
-				all = append(all, showing{
-					who: r.Session, what: l.key, invoked: r.Invoked, returned: r.Returned, inGroup: true,
-					list: r, line: l, entry: Entry{Key: l.key},
-				})
-			}
-		}
-	}
-	j.monotonic(I2, all, func(s *showing, before int) string {
-		return fmt.Sprintf("session %d is shown at most #%d, and had written or been shown #%d%s", s.who, s.most, before, s.line.around(s.most, before))
-	})
+// shown is a place that somebody had seen by an instant.
+type shown struct {
+	by    time.Duration
+	place int
 }
 
-// monotonic reports every showing that is behind another of the same who and what that was over when it began.
-func (j *judge) monotonic(i Invariant, all []showing, explain func(s *showing, before int) string) {
-	slices.SortFunc(all, func(a, b showing) int {
-		return cmp.Or(cmp.Compare(a.who, b.who), cmp.Compare(a.what, b.what), cmp.Compare(a.invoked, b.invoked))
-	})
-	var ends []*showing // of one who and what, by their end
-	for from := 0; from < len(all); {
-		to := from + 1
-		for to < len(all) && all[to].who == all[from].who && all[to].what == all[from].what {
-			to++
+// memory is one that must not be answered from before what it was answered: a replica about a key or within a list.
+type memory struct {
+	replica uint32
+	group   uint64
+}
+
+// line judges I1 to I4 of all answers about one key. It goes through them as they were asked for and gives each the
+// least place that all promises leave it; see the package comment for why that is exact.
+func (j *judge) line(l *line) {
+	slices.SortFunc(j.now, func(a, b answer) int { return cmp.Compare(a.invoked, b.invoked) })
+	ends := make([]*answer, len(j.now))
+	for i := range j.now {
+		ends[i] = &j.now[i]
+	}
+	slices.SortFunc(ends, func(a, b *answer) int { return cmp.Compare(a.returned, b.returned) })
+	writes := []int{} // places that sessions wrote, as they were told
+	for i, c := range l.commits {
+		if c.Session != 0 && c.Acked != Never {
+			writes = append(writes, i)
 		}
-		ends = ends[:0]
-		for k := from; k < to; k++ {
-			if !all[k].inGroup {
-				ends = append(ends, &all[k])
-			}
-		}
-		slices.SortFunc(ends, func(a, b *showing) int { return cmp.Compare(a.returned, b.returned) })
-		highest, next := 0, 0
-		for k := from; k < to; k++ {
-			s := &all[k]
-			for next < len(ends) && ends[next].returned < s.invoked {
-				highest = max(highest, ends[next].least)
-				next++
-			}
-			if s.onlyBound {
+	}
+	slices.SortFunc(writes, func(a, b int) int { return cmp.Compare(l.commits[a].Acked, l.commits[b].Acked) })
+
+	var seen []shown // both ascend
+	replicas, sessions := map[memory]int{}, map[uint64]int{}
+	for i := range j.now {
+		a := &j.now[i]
+		for ; len(ends) > 0 && ends[0].returned < a.invoked; ends = ends[1:] {
+			e := ends[0]
+			if e.place < 0 {
 				continue
 			}
-			if s.inGroup {
-				if s.list.Group == 0 || s.line.outside(s.list.Group, highest, s.returned) >= 0 {
-					continue
-				}
-				s.most = s.line.outside(s.list.Group, 0, s.returned)
-			} else if s.most >= highest {
-				continue
+			if len(seen) == 0 || seen[len(seen)-1].place < e.place {
+				seen = append(seen, shown{e.returned, e.place})
 			}
-			r := s.read
-			if r == nil {
-				as := s.list.asRead(s.entry.Key, s.entry.Op)
-				r = &as
+			if e.read.Fresh {
+				m := e.memory()
+				replicas[m] = max(replicas[m], e.place)
 			}
-			j.report.violate(i, r, explain(s, highest))
+			if s := e.read.Session; s != 0 {
+				sessions[s] = max(sessions[s], e.place)
+			}
 		}
-		from = to
+		for ; len(writes) > 0 && l.commits[writes[0]].Acked < a.invoked; writes = writes[1:] {
+			s := l.commits[writes[0]].Session
+			sessions[s] = max(sessions[s], writes[0])
+		}
+		j.answer(l, a, seen, replicas, sessions)
 	}
+}
+
+func (a *answer) memory() memory {
+	if a.list < 0 {
+		return memory{replica: a.read.Replica}
+	}
+	return memory{a.read.Replica, a.group}
+}
+
+// answer judges one answer, and places it.
+func (j *judge) answer(l *line, a *answer, seen []shown, replicas map[memory]int, sessions map[uint64]int) {
+	a.place = -1
+	r := a.read
+	switch j.ofLost(l, a) {
+	case lostInTime:
+		j.report.Excused++
+		return
+	case lostLate:
+		j.violate(I1, a, l, fmt.Sprintf("it was lost in the failover that ended at %v", j.o.LostUntil))
+		return
+	}
+	high := l.high(a.returned)
+	if l.next(a.claim, 0) > high {
+		j.violate(I4, a, l, "no such state can have been when the answer was there"+l.around(high, high))
+		return
+	}
+	bound, broken := 0, false
+	must := func(from int, i Invariant, why string) bool {
+		if bound = max(bound, from); l.next(a.claim, from) <= high {
+			return true
+		}
+		broken = true
+		at := l.last(a.claim, high)
+		j.violate(i, a, l, fmt.Sprintf("it shows #%d at most, and #%d %s%s", at, from, why, l.around(at, from)))
+		return false
+	}
+	if r.Fresh {
+		since := a.invoked - r.Budget
+		if must(l.low(since), I1, "had been acknowledged before the read was sent, less its budget") {
+			must(place(seen, since), I1, "had been answered to a reader before the read was sent, less its budget")
+		}
+		must(replicas[a.memory()], I3, "had been answered, FRESH, by the same replica before the read was sent")
+		late := l.behind(l.last(a.claim, high), a.invoked)
+		if a.list < 0 {
+			j.report.stale(r, late)
+		} else {
+			j.behind[a.list] = max(j.behind[a.list], late)
+		}
+	}
+	if r.Session != 0 {
+		must(sessions[r.Session], I2, "had been written or answered in the same session before the read was sent")
+	}
+	if broken {
+		bound = 0 // what it shows it shows, but no more than it must
+	}
+	a.place = l.next(a.claim, bound)
+}
+
+// place is the last that had been seen before the instant; 0 = none.
+func place(seen []shown, before time.Duration) int {
+	if n := len(seen); n > 0 && seen[n-1].by < before {
+		return seen[n-1].place // usually
+	}
+	i, _ := slices.BinarySearchFunc(seen, before, func(s shown, t time.Duration) int { return cmp.Compare(s.by, t) })
+	if i == 0 {
+		return 0
+	}
+	return seen[i-1].place
+}
+
+// What an answer may show of commits that a failover lost.
+type lostness uint8
+
+const (
+	lostNot    lostness = iota // nothing
+	lostInTime                 // it shows one, or may; not much is known then
+	lostLate                   // it shows one, FRESH, although it cannot be from before the failover
+)
+
+func (j *judge) ofLost(l *line, a *answer) lostness {
+	if len(l.lost)+len(j.lost) == 0 {
+		return lostNot
+	}
+	late := a.read.Fresh && a.invoked-a.read.Budget > j.o.LostUntil
+	verdict := lostNot
+	for _, all := range [...][]Commit{l.lost, j.lost} {
+		for i := range all {
+			switch c := &all[i]; {
+			case c.Sent > a.returned || (a.op != 0 && a.op != c.Op):
+			case !late:
+				return lostInTime
+			case a.op != 0:
+				verdict = lostLate
+			}
+		}
+	}
+	return verdict
+}
+
+func (j *judge) violate(i Invariant, a *answer, l *line, why string) {
+	r := *a.read
+	r.Key, r.Op = l.key, a.op
+	switch {
+	case a.list < 0:
+	case a.op != 0:
+		why = fmt.Sprintf("in the list of group %d: %s", a.group, why)
+	default:
+		why = fmt.Sprintf("missing in the list of group %d: %s", a.group, why)
+	}
+	j.report.violate(i, &r, why)
 }
 
 // sweep judges I5.
@@ -390,17 +391,20 @@ func (j *judge) sweep() {
 		}
 		return &Commit{Key: key, Absent: true}
 	}
-	shows := func(c *Commit) uint64 {
-		if c.Absent {
-			return 0
-		}
-		return c.Op
-	}
 	for i := range j.h.Sweep {
 		r := &j.h.Sweep[i]
 		j.report.Swept++
-		if want := shows(last(r.Key)); r.Op != want {
-			j.report.violate(I5, r, fmt.Sprintf("after the end it shows op %d, and the last is %d (0 = absent)", r.Op, want))
+		if c := last(r.Key); c.Absent != (r.Op == 0) || !c.Absent && c.Op != r.Op {
+			j.report.violate(I5, r, "after the end, when the last commit is "+c.state())
+		}
+	}
+	if len(j.h.SweepLists) == 0 {
+		return
+	}
+	members := map[uint64][]uint64{} // group -> keys
+	for _, l := range j.ordered {
+		if c := last(l.key); c.Group != 0 {
+			members[c.Group] = append(members[c.Group], l.key)
 		}
 	}
 	for i := range j.h.SweepLists {
@@ -411,14 +415,21 @@ func (j *judge) sweep() {
 			in[e.Key] = true
 			if c := last(e.Key); c.Absent || c.Op != e.Op || c.Group != r.Group {
 				as := r.asRead(e.Key, e.Op)
-				j.report.violate(I5, &as, fmt.Sprintf("after the end the list of group %d shows op %d, and the last is op %d in group %d (absent: %v)", r.Group, e.Op, c.Op, c.Group, c.Absent))
+				j.report.violate(I5, &as, fmt.Sprintf("in the list of group %d after the end, when the last commit is %s", r.Group, c.state()))
 			}
 		}
-		for _, l := range j.groups[r.Group] {
-			if c := last(l.key); !in[l.key] && !c.Absent && c.Group == r.Group {
-				as := r.asRead(l.key, 0)
-				j.report.violate(I5, &as, fmt.Sprintf("after the end the list of group %d lacks the key", r.Group))
+		for _, key := range members[r.Group] {
+			if !in[key] {
+				as := r.asRead(key, 0)
+				j.report.violate(I5, &as, fmt.Sprintf("missing in the list of group %d after the end, when the last commit is %s", r.Group, last(key).state()))
 			}
 		}
 	}
+}
+
+func (c *Commit) state() string {
+	if c.Absent {
+		return fmt.Sprintf("op %d (deleted)", c.Op)
+	}
+	return fmt.Sprintf("op %d in group %d", c.Op, c.Group)
 }

@@ -357,5 +357,5 @@ func ExampleViolation() {
 	}
 	fmt.Println(Judge(&h, Options{}).Kept[0])
 	// Output:
-	// I1: key 7, op 1, FRESH with budget 1s from tier 1 of replica 2 (session 0), asked for at 4s and there at 4.001s: it shows #1, and #2 was known to have happened more than the budget of 1s before it was asked for; #0 nothing yet; #1 op 1 sent 0s acked 1ns; #2 op 2 sent 2s acked 2.1s
+	// I1: key 7, op 1, FRESH with budget 1s from tier 1 of replica 2 (session 0), asked for at 4s and there at 4.001s: it shows #1 at most, and #2 had been acknowledged before the read was sent, less its budget; #0 nothing yet; #1 op 1, sent 0s, acked 1ns; #2 op 2, sent 2s, acked 2.1s
 }

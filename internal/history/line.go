@@ -3,128 +3,152 @@ package history
 import (
 	"cmp"
 	"fmt"
-	"math"
 	"slices"
-	"strings"
+	"sort"
 	"time"
 )
-
-// always is before every instant of a run.
-const always = time.Duration(math.MinInt64)
 
 // line is the commits of one key. Place 0 is the state before the first: absent, and known from the beginning.
 type line struct {
 	key     uint64
-	commits []Commit
-	place   map[uint64]int // op -> place of its last commit
-	// proof is when each commit is known to have happened by what somebody was told: the writer, or a reader.
-	proof []time.Duration
-	// sent is before which each cannot have happened: neither itself nor one before it had been sent.
-	sent []time.Duration
-	// later is the earliest acknowledgement among the commits behind each.
-	later []time.Duration
-	// known says, ascending, from when which place is known to be reached.
-	known []reached
+	commits []Commit // the group of an absent one is 0
+	lost    []Commit // what a failover may have lost of this key
+	first   int      // the least place that an answer can show
+	// sent is when each place can have been reached at the earliest, acked when it was at the latest, by what writers
+	// know of it and of its neighbours: both ascend.
+	sent, acked []time.Duration
+	ops         []opPlace // by op and place
+	absent      []int     // places
+	// before and after are the nearest places with another group than each; -1 and len(commits) = none.
+	before, after []int
 }
 
-type reached struct {
-	at    time.Duration
+type opPlace struct {
+	op    uint64
 	place int
 }
 
 func newLine(key uint64) *line {
-	return &line{key: key, commits: []Commit{{Key: key, Absent: true, Sent: always, Acked: always}}, place: map[uint64]int{}}
+	return &line{key: key, commits: []Commit{{Key: key, Absent: true, Sent: Always, Acked: Always}}}
 }
 
 func (l *line) add(c Commit) {
-	l.place[c.Op] = len(l.commits)
+	if c.Absent {
+		c.Group = 0
+	}
 	l.commits = append(l.commits, c)
 }
 
-// close prepares what does not depend on answers.
-func (l *line) close() {
-	l.proof = make([]time.Duration, len(l.commits))
-	l.later = make([]time.Duration, len(l.commits))
-	l.sent = make([]time.Duration, len(l.commits))
+// close prepares the line for questions and returns how many of its commits contradict each other.
+func (l *line) close() (disordered uint64) {
+	n := len(l.commits)
+	l.sent, l.acked = make([]time.Duration, n), make([]time.Duration, n)
+	l.before, l.after = make([]int, n), make([]int, n)
+	latest := Always
 	for i, c := range l.commits {
-		l.sent[i] = c.Sent
-		if i > 0 {
-			l.sent[i] = max(c.Sent, l.sent[i-1])
+		if c.Acked < latest {
+			disordered++
+		}
+		latest = max(latest, c.Sent)
+		l.sent[i] = latest
+		if i > 0 && c.Acked == Always {
+			l.first = i
+		}
+		if c.Absent {
+			l.absent = append(l.absent, i)
+		} else {
+			l.ops = append(l.ops, opPlace{c.Op, i})
+		}
+		l.before[i] = i - 1
+		if i > 0 && l.commits[i-1].Group == c.Group {
+			l.before[i] = l.before[i-1]
 		}
 	}
-	next := Never
-	for i := len(l.commits) - 1; i >= 0; i-- {
-		l.proof[i], l.later[i] = l.commits[i].Acked, next
-		next = min(next, l.commits[i].Acked)
-	}
-}
-
-// saw notes that an answer which was there at the instant showed the commit.
-func (l *line) saw(place int, at time.Duration) { l.proof[place] = min(l.proof[place], at) }
-
-// order prepares low, when all answers have been seen.
-func (l *line) order() {
-	l.known = l.known[:0]
-	for i, at := range l.proof {
-		if at != Never {
-			l.known = append(l.known, reached{at, i})
+	slices.SortFunc(l.ops, func(a, b opPlace) int { return cmp.Or(cmp.Compare(a.op, b.op), cmp.Compare(a.place, b.place)) })
+	earliest := Never
+	for i := n - 1; i >= 0; i-- {
+		earliest = min(earliest, l.commits[i].Acked)
+		l.acked[i] = earliest
+		l.after[i] = i + 1
+		if i+1 < n && l.commits[i+1].Group == l.commits[i].Group {
+			l.after[i] = l.after[i+1]
 		}
 	}
-	slices.SortFunc(l.known, func(a, b reached) int { return cmp.Compare(a.at, b.at) })
-	highest := 0
-	for i := range l.known {
-		highest = max(highest, l.known[i].place)
-		l.known[i].place = highest
-	}
+	return disordered
 }
 
-// low is the last place known to be reached before the instant.
+// low is the last place that was acknowledged before the instant.
 func (l *line) low(before time.Duration) int {
-	i, _ := slices.BinarySearchFunc(l.known, before, func(r reached, t time.Duration) int { return cmp.Compare(r.at, t) })
-	if i == 0 {
-		return 0
-	}
-	return l.known[i-1].place
+	return max(l.first, sort.Search(len(l.acked), func(i int) bool { return l.acked[i] >= before })-1)
 }
 
-// possible reports whether the commit may have happened by the instant.
-func (l *line) possible(place int, by time.Duration) bool { return l.sent[place] <= by }
-
-// absent is the first place from low on at which the key is absent and which may be reached by the instant, or -1.
-func (l *line) absent(low int, by time.Duration) int {
-	for i := low; i < len(l.commits); i++ {
-		if l.commits[i].Absent && l.possible(i, by) {
-			return i
-		}
-	}
-	return -1
+// high is the last place that may have been reached by the instant.
+func (l *line) high(by time.Duration) int {
+	return sort.Search(len(l.sent), func(i int) bool { return l.sent[i] > by }) - 1
 }
 
-// lastAbsent is the last such place, or -1.
-func (l *line) lastAbsent(by time.Duration) int {
-	for i, c := range slices.Backward(l.commits) {
-		if c.Absent && l.possible(i, by) {
-			return i
+// A claim is what an answer says of a key: that its state was made by op; with op 0 that it is absent, or, if group is
+// not 0, anything outside of the group. With op and group, that it was in the group as well.
+type claim struct{ op, group uint64 }
+
+// next is the first place from the given one on that the claim is true of; len(commits) = none.
+func (l *line) next(c claim, from int) int {
+	none := len(l.commits)
+	from = max(from, l.first)
+	switch {
+	case from >= none:
+		return none
+	case c.op != 0:
+		i, _ := slices.BinarySearchFunc(l.ops, opPlace{c.op, from}, func(a, b opPlace) int {
+			return cmp.Or(cmp.Compare(a.op, b.op), cmp.Compare(a.place, b.place))
+		})
+		for ; i < len(l.ops) && l.ops[i].op == c.op; i++ {
+			if p := l.ops[i].place; c.group == 0 || l.commits[p].Group == c.group {
+				return p
+			}
 		}
+		return none
+	case c.group != 0:
+		if l.commits[from].Group != c.group {
+			return from
+		}
+		return l.after[from]
+	default:
+		i, _ := slices.BinarySearch(l.absent, from)
+		if i == len(l.absent) {
+			return none
+		}
+		return l.absent[i]
 	}
-	return -1
 }
 
-// outside is the first place from low on at which the key is not in the group and which may be reached by the
-// instant, or -1.
-func (l *line) outside(group uint64, low int, by time.Duration) int {
-	for i := low; i < len(l.commits); i++ {
-		if c := &l.commits[i]; (c.Absent || c.Group != group) && l.possible(i, by) {
-			return i
+// last is the last place up to the given one that the claim is true of. There is one.
+func (l *line) last(c claim, to int) int {
+	switch {
+	case c.op != 0:
+		p := l.next(c, 0)
+		for q := p; q <= to; q = l.next(c, q+1) {
+			p = q
 		}
+		return p
+	case c.group != 0:
+		if l.commits[to].Group != c.group {
+			return to
+		}
+		return l.before[to]
+	default:
+		i, found := slices.BinarySearch(l.absent, to)
+		if !found {
+			i--
+		}
+		return l.absent[i]
 	}
-	return -1
 }
 
 // behind is how long before the instant the first commit after the place had been acknowledged; 0 = none had.
 func (l *line) behind(place int, at time.Duration) time.Duration {
-	if next := l.later[place]; next < at {
-		return at - next
+	if place+1 < len(l.acked) && l.acked[place+1] < at {
+		return at - l.acked[place+1]
 	}
 	return 0
 }
@@ -132,31 +156,37 @@ func (l *line) behind(place int, at time.Duration) time.Duration {
 // around describes the commits near two places, for people.
 func (l *line) around(a, b int) string {
 	from, to := max(min(a, b)-1, 0), min(max(a, b)+2, len(l.commits))
-	var text strings.Builder
+	text := ""
 	for i := from; i < to; i++ {
 		if i-from == 8 {
-			fmt.Fprintf(&text, " ... (%d more)", to-i)
+			text += fmt.Sprintf("; ... (%d more)", to-i)
 			break
 		}
 		c := &l.commits[i]
 		state := fmt.Sprintf("op %d", c.Op)
-		if i == 0 {
+		switch {
+		case i == 0:
 			state = "nothing yet"
-		} else if c.Absent {
+		case c.Absent:
 			state += " (deleted)"
+		case c.Group != 0:
+			state += fmt.Sprintf(" in group %d", c.Group)
 		}
-		fmt.Fprintf(&text, "; #%d %s", i, state)
+		text += fmt.Sprintf("; #%d %s", i, state)
 		if i > 0 {
-			text.WriteString(" sent " + c.Sent.String())
-			if c.Acked == Never {
-				text.WriteString(" never acknowledged")
-			} else {
-				text.WriteString(" acked " + c.Acked.String())
-			}
-		}
-		if l.proof[i] != c.Acked {
-			text.WriteString(" first seen " + l.proof[i].String())
+			text += ", sent " + instant(c.Sent) + ", acked " + instant(c.Acked)
 		}
 	}
-	return text.String()
+	return text
+}
+
+func instant(t time.Duration) string {
+	switch t {
+	case Always:
+		return "always"
+	case Never:
+		return "never"
+	default:
+		return t.String()
+	}
 }

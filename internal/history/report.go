@@ -68,6 +68,10 @@ type Report struct {
 	ByTier   map[uint8]uint64
 	ByBudget map[time.Duration]uint64 // of FRESH answers
 	Swept    uint64                   // answers after the end that were compared
+	Excused  uint64                   // answers, or what lists say of a key, that lost commits explain: not judged further
+	// Disordered counts commits that were acknowledged before an earlier one of their key was sent: unless it is 0 the
+	// history contradicts itself, and no verdict is sure.
+	Disordered uint64
 	// ByInvariant counts all violations; Kept are the first of each, in full.
 	ByInvariant map[Invariant]uint64
 	Kept        []Violation
@@ -108,11 +112,6 @@ func (r *Report) count(read *Read) {
 	}
 }
 
-func (r *Report) countList(l *List) {
-	read := l.asRead(0, 0)
-	r.count(&read)
-}
-
 func (r *Report) stale(read *Read, by time.Duration) {
 	us := min(by, longestStaleness).Microseconds()
 	_ = r.staleness.RecordValue(us) // within its range
@@ -121,11 +120,6 @@ func (r *Report) stale(read *Read, by time.Duration) {
 		p.staleness = newStaleness()
 	}
 	_ = p.staleness.RecordValue(us)
-}
-
-func (r *Report) staleList(l *List, by time.Duration) {
-	read := l.asRead(0, 0)
-	r.stale(&read, by)
 }
 
 func (r *Report) violate(i Invariant, read *Read, why string) {
@@ -167,6 +161,8 @@ func (r *Report) Merge(o *Report) {
 		r.ByBudget[k] += n
 	}
 	r.Swept += o.Swept
+	r.Excused += o.Excused
+	r.Disordered += o.Disordered
 	for i, n := range o.ByInvariant {
 		r.ByInvariant[i] += n
 	}
