@@ -166,7 +166,10 @@ func newTiers[V any](n *Node, name cacheName, c tiers.Config[V]) (*tiers.Cache[V
 	}
 	c.Namespace, c.View = name.namespace, name.view
 	shared := tiers.Shared{
-		Tracker: n.tracker, L2: n.store, Bulkhead: n.bulkhead, Own: &n.own, LeaseWait: n.config.Redis.LeaseWait, LoadTimeout: n.config.loadTimeout(), Logger: n.log,
+		Tracker: n.tracker, Bulkhead: n.bulkhead, Own: &n.own, LeaseWait: n.config.Redis.LeaseWait, LoadTimeout: n.config.loadTimeout(), Logger: n.log,
+	}
+	if n.l2 != nil {
+		shared.L2 = n.l2
 	}
 	if n.peers != nil {
 		shared.Peers = n.peers

@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"github.com/jmoiron/sqlx"
-	"github.com/nats-io/nats.go"
 
 	"github.com/freshet-cache/freshet/cluster"
 	"github.com/freshet-cache/freshet/coherence"
@@ -29,15 +28,11 @@ type Node struct {
 	log    *slog.Logger
 	keys   cluster.Keys
 
-	loads    *sqlx.DB // for sources
-	db       *sqlx.DB // for writes and the application
+	parts
 	tracker  *coherence.Tracker
 	bulkhead *tiers.Bulkhead
 	own      tiers.OwnWrites
-	l2       *tiers.L2           // nil = none
-	store    tiers.Store         // l2 for the caches; nil = none
-	nats     *nats.Conn          // nil = none
-	conn     cluster.Conn        // nats for those who talk over it; nil = none
+	conn     link                // nil = none
 	bus      *coherence.Bus      // nil = none
 	members  *cluster.Membership // nil = none
 	peers    *peers              // nil = none
@@ -51,7 +46,7 @@ type Node struct {
 	caches map[cacheName]cache // every cache made on this node
 	closed bool
 
-	registered bool // the collector is in the Registry; set by open
+	registered bool // the collector is in the Registry; set by start
 	closing    sync.Once
 	closeError error // of Close
 
@@ -78,49 +73,36 @@ func Open(ctx context.Context, c Config) (*Node, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, fmt.Errorf("node: open: %w", err)
 	}
+	return openOn(c, servers) //nolint:contextcheck // what it starts lives as long as the node
+}
+
+// openOn starts a node on the parts, which it owns also when they come with an error.
+func openOn(c Config, provide func(*Node) (parts, error)) (*Node, error) {
 	n := &Node{config: c, id: c.id(), boot: newBoot(), budget: c.budget(), caches: map[cacheName]cache{}}
 	n.log = c.logger().With("node", n.id)
-	if err := n.open(); err != nil { //nolint:contextcheck // what it starts lives as long as the node
+	var err error
+	if n.parts, err = provide(n); err == nil {
+		err = n.start()
+	}
+	if err != nil {
 		return nil, errors.Join(fmt.Errorf("node: open: %w", err), n.Close())
 	}
 	return n, nil
 }
 
-// open starts the parts; Close ends them in the reverse order.
-func (n *Node) open() error {
+// start sets the parts to work; Close ends them in the reverse order.
+func (n *Node) start() error {
 	c := n.config
+	n.tracker = coherence.NewTracker(coherence.TrackerConfig{
+		Log: n.changes, Boot: n.boot, Interval: c.Postgres.PollInterval, Retention: c.Postgres.Retention, Logger: n.log,
+	})
+	n.bulkhead = tiers.NewBulkhead(c.Postgres.MaxConns, c.Postgres.Queue)
 	var err error
 	if n.keys, err = cluster.NewKeys(c.App); err != nil {
 		return err
 	}
-	pool := coherence.PoolConfig{
-		DSN: c.Postgres.DSN, MaxConns: c.Postgres.MaxConns,
-		ReadTimeout: c.loadTimeout() + time.Second,
-		Runtime:     map[string]string{"application_name": "freshet-load"},
-	}
-	if n.loads, err = coherence.OpenPool(pool); err != nil {
-		return err
-	}
-	pool.ReadTimeout, pool.Runtime = c.writeTimeout(), map[string]string{"application_name": "freshet-" + c.App}
-	if n.db, err = coherence.OpenPool(pool); err != nil {
-		return err
-	}
-	log, err := coherence.OpenLog(coherence.LogConfig{DSN: c.Postgres.DSN, Timeout: c.Postgres.PollTimeout})
-	if err != nil {
-		return err
-	}
-	n.tracker = coherence.NewTracker(coherence.TrackerConfig{
-		Log: log, Boot: n.boot, Interval: c.Postgres.PollInterval, Retention: c.Postgres.Retention, Logger: n.log,
-	})
-	n.bulkhead = tiers.NewBulkhead(c.Postgres.MaxConns, c.Postgres.Queue)
-	if len(c.Redis.Addrs) > 0 {
-		if n.l2, err = tiers.OpenL2(c.l2()); err != nil {
-			return err
-		}
-		n.store = n.l2
-	}
-	if len(c.NATS.URLs) > 0 {
-		if err := n.openBus(); err != nil {
+	if n.connect != nil {
+		if err := n.join(); err != nil {
 			return err
 		}
 	}
@@ -133,13 +115,12 @@ func (n *Node) open() error {
 	return nil
 }
 
-// openBus connects to NATS and starts what needs it.
-func (n *Node) openBus() error {
+// join connects to the bus and starts what needs it.
+func (n *Node) join() error {
 	var err error
-	if n.nats, err = n.connect(); err != nil {
+	if n.conn, err = n.connect(func() { n.tracker.Observe(coherence.HintsMissed{}) }); err != nil {
 		return err
 	}
-	n.conn = cluster.NATS(n.nats)
 	if n.bus, err = coherence.OpenBus(n.conn, n.config.App, n.boot, n.hear); err != nil {
 		return err
 	}
@@ -165,41 +146,6 @@ func (n *Node) openBus() error {
 		}
 	})
 	return nil
-}
-
-// connect prepares the connection to NATS: it never gives up, and never buffers what cannot be sent.
-func (n *Node) connect() (*nats.Conn, error) {
-	missed := func() { n.tracker.Observe(coherence.HintsMissed{}) }
-	options := []nats.Option{
-		nats.Name("freshet " + n.config.App + " " + n.id),
-		nats.RetryOnFailedConnect(true), nats.MaxReconnects(-1), nats.ReconnectBufSize(-1),
-		nats.ReconnectWait(250 * time.Millisecond), nats.ReconnectJitter(100*time.Millisecond, 100*time.Millisecond),
-		nats.Timeout(2 * time.Second), nats.FlusherTimeout(time.Second), nats.PingInterval(2 * time.Second), nats.MaxPingsOutstanding(2),
-		nats.ReconnectHandler(func(*nats.Conn) { missed() }),
-		nats.ConnectHandler(func(*nats.Conn) { missed() }),
-		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
-			if err != nil {
-				n.log.Warn("node: NATS is away; changes travel by polling", "error", err)
-			}
-		}),
-		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
-			if errors.Is(err, nats.ErrSlowConsumer) {
-				missed()
-			}
-			n.log.Warn("node: NATS", "error", err)
-		}),
-	}
-	if n.config.NATS.Credentials != "" {
-		options = append(options, nats.UserCredentials(n.config.NATS.Credentials))
-	}
-	if n.config.NATS.TLS != nil {
-		options = append(options, nats.Secure(n.config.NATS.TLS))
-	}
-	conn, err := nats.Connect(joinURLs(n.config.NATS.URLs), options...)
-	if err != nil {
-		return nil, fmt.Errorf("Config.NATS: %w", err)
-	}
-	return conn, nil
 }
 
 // hear takes a hint from the bus.
@@ -247,9 +193,9 @@ func (n *Node) close() error {
 	if n.bus != nil {
 		problems = append(problems, n.bus.Close())
 	}
-	if n.nats != nil {
+	if n.conn != nil {
 		_ = n.conn.Flush(time.Second) // hints are in the connection's buffer: let the server have them
-		n.nats.Close()
+		n.conn.Close()
 	}
 	if n.l2 != nil {
 		n.l2.Close()

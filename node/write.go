@@ -61,35 +61,49 @@ func (tx *Tx) log(query string, args ...any) error {
 // token lets a session carry that to any of them. If the connection breaks during the commit nobody
 // knows its outcome: Write then returns the error, and what may have changed is treated as changed.
 func (n *Node) Write(ctx context.Context, f func(tx *Tx) error) (Token, error) {
-	fail := func(err error) (Token, error) { return Token{}, &Error{Op: "write", Err: err} }
+	return n.write(ctx, func() (written, error) { return n.transact(ctx, f) })
+}
+
+// write runs the transaction, which Close waits for, and tells of what may have changed by it.
+func (n *Node) write(ctx context.Context, transact func() (written, error)) (Token, error) {
 	if !n.enter() {
-		return fail(ErrClosed)
+		return Token{}, &Error{Op: "write", Err: ErrClosed}
 	}
 	defer n.writes.Done()
+	w, err := transact()
+	n.changed(ctx, w)
+	if err != nil {
+		return Token{}, &Error{Op: "write", Err: err}
+	}
+	if w.xid == 0 {
+		return Token{}, nil // it wrote nothing
+	}
+	return coherence.TokenOfWrite(w.timeline, w.xid), nil
+}
+
+// transact runs the function in one transaction. With an error it returns what may have changed all the
+// same: nothing, unless the outcome of the commit is not known.
+func (n *Node) transact(ctx context.Context, f func(tx *Tx) error) (written, error) {
 	tx, err := n.db.BeginTxx(ctx, nil)
 	if err != nil {
-		return fail(err)
+		return written{}, err
 	}
 	defer tx.Rollback() // nothing to roll back after a commit
 	if err := f(&Tx{Tx: tx, ctx: ctx}); err != nil {
-		return fail(err)
+		return written{}, err
 	}
-	written, err := changesOf(ctx, tx)
+	w, err := changesOf(ctx, tx)
 	if err != nil {
-		return fail(err)
+		return written{}, err
 	}
 	err = tx.Commit()
 	if refused(err) {
-		return fail(err)
+		return written{}, err
 	}
-	n.changed(ctx, written)
 	if err != nil {
-		return fail(fmt.Errorf("commit: its outcome is not known: %w", err))
+		return w, fmt.Errorf("commit: its outcome is not known: %w", err)
 	}
-	if written.xid == 0 {
-		return Token{}, nil // it wrote nothing
-	}
-	return coherence.TokenOfWrite(written.timeline, written.xid), nil
+	return w, nil
 }
 
 // Invalidate says that the entities changed, in a transaction of its own.
@@ -201,7 +215,7 @@ const maxUnlink = 1000
 // unlink removes entries of changed entities from L2. It saves others from fetching what they would
 // refuse; nothing depends on it.
 func (n *Node) unlink(ctx context.Context, scopes []coherence.Scope) {
-	if n.store == nil {
+	if n.l2 == nil {
 		return
 	}
 	var keys []string
@@ -215,7 +229,7 @@ func (n *Node) unlink(ctx context.Context, scopes []coherence.Scope) {
 				continue
 			}
 			// An id without a key has no entry.
-			if key, err := c.L2Key(scope.ID); err == nil && n.store.Available(key) {
+			if key, err := c.L2Key(scope.ID); err == nil && n.l2.Available(key) {
 				keys = append(keys, key)
 			}
 		}
@@ -227,7 +241,7 @@ func (n *Node) unlink(ctx context.Context, scopes []coherence.Scope) {
 	if len(keys) == 0 {
 		return
 	}
-	_ = n.store.Unlink(context.WithoutCancel(ctx), keys...) // the shards count what fails
+	_ = n.l2.Unlink(context.WithoutCancel(ctx), keys...) // the shards count what fails
 }
 
 // enter counts a write as under way, until writes.Done, unless the node is closed.

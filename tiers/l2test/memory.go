@@ -98,6 +98,7 @@ type Link struct {
 
 	mu      sync.Mutex
 	down    bool
+	closed  bool
 	fault   error
 	latency time.Duration
 	calls   int
@@ -140,12 +141,28 @@ var (
 	errLate = fmt.Errorf("%w: no answer in time", tiers.ErrUnavailable)
 )
 
+// Shards is the Link as [tiers.L2.Shards] shows one, "closed", or "open" while it is down.
+func (l *Link) Shards() []tiers.ShardState {
+	s := tiers.ShardState{Name: "memory", Slots: "0-16383", State: "closed", Connected: l.Available("")}
+	if !s.Connected {
+		s.State = "open"
+	}
+	return []tiers.ShardState{s}
+}
+
+// Close makes the Link say [tiers.ErrUnavailable] for ever.
+func (l *Link) Close() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.closed = true
+}
+
 // call carries out the work within the timeout. After an error the caller does not know whether it was
 // done.
 func (l *Link) call(ctx context.Context, work func(m *Memory)) error {
 	l.mu.Lock()
 	l.calls++
-	down, fault, latency := l.down, l.fault, l.latency
+	down, fault, latency := l.down || l.closed, l.fault, l.latency
 	l.mu.Unlock()
 	if err := ctx.Err(); err != nil {
 		return fmt.Errorf("%w: the caller gave up: %w", tiers.ErrUnavailable, err)
@@ -286,5 +303,5 @@ func (l *Link) Unlink(ctx context.Context, keys ...string) error {
 func (l *Link) Available(string) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return !l.down
+	return !l.down && !l.closed
 }
