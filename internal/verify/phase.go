@@ -50,6 +50,9 @@ func (s *stand) startTraffic(ctx context.Context) {
 	for i := range uint64(hoppers) {
 		s.traffic.Go(func() { s.hop(ctx, s.phase<<8|(i+1)) })
 	}
+	if s.options.Alone {
+		return
+	}
 	const outsiders = 4
 	for range outsiders {
 		s.traffic.Go(func() {

@@ -37,6 +37,11 @@ type Options struct {
 	// Writes is how many rows per second are written through each replica at most; 0 = 80. As much as
 	// through all replicas together is written past them.
 	Writes float64
+	// Alone: nothing is written past the replicas but by faults that do just that.
+	Alone bool
+	// Budget is what every answer is judged by, whatever it was asked for; 0 = what it was asked for. It is
+	// for systems that take no budget.
+	Budget time.Duration
 	// Stack are the servers; nil = the run starts its own. They are whole when the run begins, and again
 	// when it ends without an error.
 	Stack *devstack.Stack
@@ -65,6 +70,9 @@ func (o Options) Validate() error {
 	}
 	if o.Duration < 0 || o.Duration > 24*time.Hour {
 		wrong("Duration", "%v; want up to 24h", o.Duration)
+	}
+	if o.Budget < 0 {
+		wrong("Budget", "%v; want 0 or more", o.Budget)
 	}
 	if o.Pairs < 0 || o.Pairs > 1000 {
 		wrong("Pairs", "%d; want 0 to 1000", o.Pairs)
@@ -243,12 +251,26 @@ func (s *stand) run(ctx context.Context, f fault, lasts time.Duration) (_ *Phase
 		return nil, err
 	}
 	h.Assign(times)
-	verdict := history.Judge(h, history.Options{LostUntil: times[2].From})
+	s.options.hold(h)
+	verdict := history.Judge(h, history.Options{Lossy: f.lossy, LostUntil: times[2].From})
 	p := newPhase(f, h, verdict)
 	p.SourceActive = source
 	p.Converged, p.Harm = swept.took, swept.lacked
 	s.complete(p)
 	return p, nil
+}
+
+// hold has all answers judged by one budget, where there is one.
+func (o Options) hold(h *history.History) {
+	if o.Budget <= 0 {
+		return
+	}
+	for i := range h.Reads {
+		h.Reads[i].Budget = o.Budget
+	}
+	for i := range h.Lists {
+		h.Lists[i].Budget = o.Budget
+	}
 }
 
 func wait(ctx context.Context, d time.Duration) {
