@@ -31,6 +31,8 @@ type Write struct {
 	Keys        []uint64      // that it may change; nil = not known
 	Sent, Acked time.Duration // Acked = [Never]: nobody was told
 	Session     uint64        // 0 = none
+	// Idle says that it may find nothing to change, so that it is not lost because Postgres does not know it.
+	Idle bool
 }
 
 // Recorder writes what happens in one process to a file. It is safe for concurrent use. Its first error ends it; later
@@ -85,7 +87,7 @@ func (r *Recorder) Failure(a Failure) {
 // right after it has not forgotten. Of several notes of one Op the last counts.
 func (r *Recorder) Write(a Write) {
 	r.event(true, func(b []byte) []byte {
-		b = appendUints(append(b, writeEvent), a.Op, uint64(a.Sent), uint64(a.Acked), a.Session, uint64(len(a.Keys)))
+		b = appendUints(append(b, writeEvent), a.Op, uint64(a.Sent), uint64(a.Acked), a.Session, uint64(len(a.Keys))<<1|bit(a.Idle))
 		return appendUints(b, a.Keys...)
 	})
 }
@@ -128,12 +130,15 @@ func appendUints(b []byte, all ...uint64) []byte {
 	return b
 }
 
-func appendHead(b []byte, fresh bool, tier uint8, replica uint32, session uint64, budget, invoked, returned time.Duration) []byte {
-	label := uint64(tier) << 1
-	if fresh {
-		label |= 1
+func bit(b bool) uint64 {
+	if b {
+		return 1
 	}
-	return appendUints(b, label, uint64(replica), session, uint64(budget), uint64(invoked), uint64(returned-invoked))
+	return 0
+}
+
+func appendHead(b []byte, fresh bool, tier uint8, replica uint32, session uint64, budget, invoked, returned time.Duration) []byte {
+	return appendUints(b, uint64(tier)<<1|bit(fresh), uint64(replica), session, uint64(budget), uint64(invoked), uint64(returned-invoked))
 }
 
 // File is what one process noted.
@@ -208,7 +213,7 @@ func (f *File) event(b []byte, place map[uint64]int) error {
 			Group: in.uint(), Fresh: r.Fresh, Tier: r.Tier, Replica: r.Replica, Session: r.Session,
 			Budget: r.Budget, Invoked: r.Invoked, Returned: r.Returned,
 		}
-		l.Entries = make([]Entry, in.count(2))
+		l.Entries = make([]Entry, in.most(in.uint(), 2))
 		for i := range l.Entries {
 			l.Entries[i] = Entry{Key: in.uint(), Op: in.uint()}
 		}
@@ -217,7 +222,9 @@ func (f *File) event(b []byte, place map[uint64]int) error {
 		f.Failures = append(f.Failures, Failure{At: time.Duration(in.uint()), Replica: uint32(in.uint())})
 	case writeEvent:
 		w := Write{Op: in.uint(), Sent: time.Duration(in.uint()), Acked: time.Duration(in.uint()), Session: in.uint()}
-		if n := in.count(1); n > 0 {
+		n := in.uint()
+		w.Idle = n&1 == 1
+		if n = in.most(n>>1, 1); n > 0 {
 			w.Keys = make([]uint64, n)
 		}
 		for i := range w.Keys {
@@ -251,9 +258,8 @@ func (f *fields) uint() uint64 {
 	return v
 }
 
-// count is a number of things that take so many bytes each at least.
-func (f *fields) count(least uint64) uint64 {
-	n := f.uint()
+// most returns the number of things that take so many bytes each at least, if they can be there.
+func (f *fields) most(n, least uint64) uint64 {
 	if n > uint64(len(f.b))/least {
 		f.bad = true
 		return 0

@@ -13,7 +13,7 @@ import (
 var (
 	someRead  = Read{Key: 1 << 60, Op: 7, Fresh: true, Tier: 3, Replica: 9, Session: 1 << 40, Budget: time.Second, Invoked: 5, Returned: 6}
 	someList  = List{Group: 3, Entries: []Entry{{1, 2}, {3, 4}}, Tier: 1, Replica: 9, Invoked: 7, Returned: 9}
-	someWrite = Write{Op: 7, Keys: []uint64{1, 2}, Sent: 3, Acked: Never, Session: 4}
+	someWrite = Write{Op: 7, Keys: []uint64{1, 2}, Sent: 3, Acked: Never, Session: 4, Idle: true}
 )
 
 // What was noted is read again, and the last note of a write counts.

@@ -70,10 +70,11 @@ type History struct {
 	// Commits, those of each key in the order in which they happened. The state of a key before its first is
 	// absent.
 	Commits []Commit
-	// Lost are commits that were acknowledged and are not among Commits. Each may have done anything to its key; key 0 =
+	// Lost are writes that were acknowledged and are not among Commits. Each may have done anything to its key; key 0 =
 	// to any.
 	Lost []Commit
-	// Unsettled are writes of which nobody was told, and that are not among Commits. See Options.Lossy.
+	// Unsettled are writes that are not among Commits and of which nobody knows whether they ever had an effect. See
+	// Options.Lossy.
 	Unsettled []Commit
 	Reads     []Read
 	Lists     []List

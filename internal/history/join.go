@@ -48,7 +48,7 @@ func Join(files []*File, writes []Write, audit []Audited) *History {
 			continue
 		}
 		gone := &h.Lost
-		if w.Acked == Never {
+		if w.Acked == Never || w.Idle {
 			gone = &h.Unsettled
 		}
 		keys := w.Keys

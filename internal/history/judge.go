@@ -11,12 +11,12 @@ import (
 type Options struct {
 	// Keep is how many violations of each invariant are kept in full; all are counted. 0 = 10.
 	Keep int
-	// LostUntil: commits in History.Lost may be shown FRESH by answers asked for before it and the budget; it is when the
-	// server that had them was replaced. Without lost commits it means nothing.
-	LostUntil time.Duration
-	// Lossy says that a failover may have lost commits that nobody was told of (History.Unsettled), so that answers may
-	// show them as they may show those of History.Lost, which imply it. Otherwise showing them is I4.
+	// Lossy says that a failover may have lost commits, so that answers may show the writes in History.Lost and
+	// History.Unsettled; without it that is I4, as with any write that is not among the commits.
 	Lossy bool
+	// LostUntil is when the server that had them was replaced: they may be shown FRESH by answers that were asked for until
+	// then and the budget, and STALE at any time.
+	LostUntil time.Duration
 }
 
 // Judge gives the verdict on a history. It takes time in the order of n log n, and does not change the history.
@@ -104,9 +104,9 @@ func (j *judge) commits() {
 	for _, c := range j.h.Commits {
 		j.need(c.Key).add(c)
 	}
-	lost := j.h.Lost
-	if j.o.Lossy || len(lost) > 0 {
-		lost = slices.Concat(lost, j.h.Unsettled)
+	var lost []Commit
+	if j.o.Lossy {
+		lost = slices.Concat(j.h.Lost, j.h.Unsettled)
 	}
 	for _, c := range lost {
 		if c.Key == 0 {

@@ -267,7 +267,7 @@ func TestJudgeLostCommits(t *testing.T) {
 			{Key: 1, Op: 2, Invoked: 900 * ms, Returned: 901 * ms},
 		},
 	}
-	report := Judge(&h, Options{LostUntil: 100 * ms})
+	report := Judge(&h, Options{Lossy: true, LostUntil: 100 * ms})
 	if report.Violations != 1 || report.Kept[0].Read.Invoked != 151*ms {
 		t.Errorf("%v", report.Kept)
 	}
