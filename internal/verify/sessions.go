@@ -47,7 +47,7 @@ func (s *stand) hop(ctx context.Context, session uint64) {
 			} else {
 				s.ledger.attempt(err)
 			}
-			s.ledger.wrote(history.Write{Op: change.Op, Keys: change.keys(), Sent: change.Sent, Acked: acked, Session: session})
+			s.ledger.wrote(history.Write{Op: change.Op, Keys: change.keys(), Sent: change.Sent, Acked: acked, Session: session, Idle: change.Kind != Set})
 		} else {
 			budget := []time.Duration{shortBudget, longBudget}[c.IntN(2)]
 			r, err := p.ask(limited, request{Verb: verbGet, Key: key, Budget: budget, Token: token})
