@@ -51,9 +51,12 @@ type savepoint struct {
 
 // statement is one that changes the table.
 type statement[R any] struct {
-	kind    statementKind
-	rows    []Row[R]                  // insert, upsert
-	targets []target[R]               // update, delete, rekey: what the statement's snapshot saw
+	kind statementKind
+	rows []Row[R] // insert, upsert
+	keys []uint64 // update, delete, rekey
+	// began: it has its snapshot, and targets are the rows of keys that it saw.
+	began   bool
+	targets []target[R]
 	set     func(key uint64, old R) R // update; upsert of a row that is there, nil = its new value
 	to      uint64                    // rekey
 }
@@ -142,7 +145,7 @@ func (t *Tx[R]) Upsert(key uint64, row R, set func(key uint64, old R) R) (int, e
 // Update sets the rows of the keys that are there, in one statement, and returns how many. set is called
 // with the newest committed state of each, or the transaction's own.
 func (t *Tx[R]) Update(keys []uint64, set func(key uint64, old R) R) (int, error) {
-	return t.start(&statement[R]{kind: kindUpdate, targets: t.targets(keys), set: set})
+	return t.start(&statement[R]{kind: kindUpdate, keys: keys, set: set})
 }
 
 // UpdateAll is [Tx.Update] of every row.
@@ -152,12 +155,12 @@ func (t *Tx[R]) UpdateAll(set func(key uint64, old R) R) (int, error) {
 
 // Delete removes the rows of the keys that are there, in one statement, and returns how many.
 func (t *Tx[R]) Delete(keys ...uint64) (int, error) {
-	return t.start(&statement[R]{kind: kindDelete, targets: t.targets(keys)})
+	return t.start(&statement[R]{kind: kindDelete, keys: keys})
 }
 
 // Rekey gives the row of the key another key. [ErrDuplicate] if there is one.
 func (t *Tx[R]) Rekey(key, to uint64) (int, error) {
-	return t.start(&statement[R]{kind: kindRekey, targets: t.targets([]uint64{key}), to: to})
+	return t.start(&statement[R]{kind: kindRekey, keys: []uint64{key}, to: to})
 }
 
 // Truncate empties the table, for every snapshot once it commits. It waits for all that have used the table
@@ -306,14 +309,15 @@ func (t *Tx[R]) targets(keys []uint64) []target[R] {
 
 // run does the statement as of now, or leaves it waiting.
 func (t *Tx[R]) run(s *statement[R]) (int, error) {
-	// An id is drawn before the server looks whether the row, or for TRUNCATE the table, is locked; not
-	// so for a row that an upsert looks up.
-	if taken := t.server.truncating; taken == nil || taken == t || s.kind == kindTruncate {
-		if s.kind != kindUpsert && len(s.rows)+len(s.targets) > 0 || s.kind == kindTruncate {
+	if taken := t.server.truncating; s.kind == kindTruncate {
+		t.draw() // before it asks for the table
+	} else if !s.began && (taken == nil || taken == t) {
+		s.began = true
+		t.uses()
+		s.targets = t.targets(s.keys)
+		// An id is drawn before the server looks whether the row is locked, but not so for an upsert.
+		if s.kind == kindInsert || len(s.targets) > 0 {
 			t.draw()
-		}
-		if s.kind != kindTruncate {
-			t.uses()
 		}
 	}
 	if by := t.blocker(s); by != nil {
