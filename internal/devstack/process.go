@@ -108,6 +108,13 @@ func childEnvironment() []string {
 // running says whether the current run has not ended. p.mu is held.
 func (p *process) running() bool { return p.current != nil && !p.current.over() }
 
+// alive says whether the program runs.
+func (p *process) alive() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.running()
+}
+
 // ready asks probe until it returns nil. It fails when the run or ctx ends.
 func (p *process) ready(ctx context.Context, r *run, probe func(context.Context) error) error {
 	for {

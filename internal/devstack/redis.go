@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 )
 
@@ -30,7 +32,8 @@ logfile ""
 loglevel notice
 save ""
 appendonly no
-maxmemory 256mb
+rdb-del-sync-files yes
+maxmemory %s
 maxmemory-policy allkeys-lru
 slowlog-log-slower-than 10000
 slowlog-max-len 256
@@ -50,17 +53,30 @@ cluster-migration-barrier 16
 const redis7Settings = `shutdown-timeout 0
 `
 
+// redisMemory is a node's maxmemory unless [Redis.LimitMemory] has changed it.
+const redisMemory = "256mb"
+
 // Redis is a Redis Cluster of three primaries with one replica each.
 type Redis struct {
 	site  *site
 	nodes []*RedisNode
+
+	changing sync.Mutex // held by Move, Save and Restore
+
+	mu      sync.Mutex
+	proxies []*RedisProxies // of clients
 }
 
 // RedisNode is one server of the cluster. Whether it is a primary or a replica
 // changes with failovers.
 type RedisNode struct {
 	process *process
-	addr    string
+	conf    string      // path of redis.conf
+	text    string      // of redis.conf, with %d for the port
+	ports   [2]int      // offsets in the stack's block: where it began, and where it moves to
+	moved   atomic.Bool // it is at the second of ports
+
+	starting sync.Mutex // held while its files are made ready and its process starts
 }
 
 func newRedis(s *site, program redisProgram) (*Redis, error) {
@@ -71,31 +87,47 @@ func newRedis(s *site, program redisProgram) (*Redis, error) {
 		if err != nil {
 			return nil, err
 		}
-		settings := fmt.Sprintf(redisSettings, loopback, s.ports.port(redisPort+i), redisEscape.Replace(dir))
+		text := strings.ReplaceAll(fmt.Sprintf(redisSettings, loopback, 0, redisEscape.Replace(dir), redisMemory), "%", "%%")
 		if program.major >= 7 {
-			settings += redis7Settings
+			text += redis7Settings
 		}
 		conf := filepath.Join(dir, "redis.conf")
-		if err := s.write(conf, settings); err != nil {
+		n := &RedisNode{
+			process: &process{site: s, name: name, path: program.server, dir: dir, args: []string{conf}},
+			conf:    conf,
+			text:    strings.Replace(text, "\nport 0\n", "\nport %d\n", 1),
+			ports:   [2]int{redisPort + i, movedPort + i},
+		}
+		if err := n.configure(); err != nil {
 			return nil, err
 		}
-		r.nodes = append(r.nodes, &RedisNode{
-			process: &process{site: s, name: name, path: program.server, dir: dir, args: []string{conf}},
-			addr:    s.ports.addr(redisPort + i),
-		})
+		r.nodes = append(r.nodes, n)
 	}
 	return r, nil
+}
+
+// configure writes redis.conf for the port where the node is.
+func (n *RedisNode) configure() error {
+	return n.process.site.write(n.conf, fmt.Sprintf(n.text, n.process.site.ports.port(n.port())))
+}
+
+// port is the offset of the node's port.
+func (n *RedisNode) port() int {
+	if n.moved.Load() {
+		return n.ports[1]
+	}
+	return n.ports[0]
 }
 
 // redisEscape quotes a path for redis.conf.
 var redisEscape = strings.NewReplacer(`\`, `\\`, `"`, `\"`)
 
 // Addrs returns the six client addresses, host:port, in the order of Nodes. They
-// stay the same for the life of the stack.
+// stay the same for the life of the stack or until [Redis.Move].
 func (r *Redis) Addrs() []string {
 	addrs := make([]string, len(r.nodes))
 	for i, n := range r.nodes {
-		addrs[i] = n.addr
+		addrs[i] = n.Addr()
 	}
 	return addrs
 }
@@ -129,7 +161,7 @@ func (r *Redis) StartAll(ctx context.Context) error {
 }
 
 // Addr returns the node's client address, host:port.
-func (n *RedisNode) Addr() string { return n.addr }
+func (n *RedisNode) Addr() string { return n.process.site.ports.addr(n.port()) }
 
 // Pause freezes the node. Its connections stay open, and the kernel still
 // accepts new ones, but it answers neither clients nor the cluster, which holds
@@ -153,12 +185,36 @@ func (n *RedisNode) Stop() error { return n.process.stop(syscall.SIGTERM, stopLi
 // cluster but without data, and returns when it answers PING. A node that runs
 // is resumed if paused, and waited for. Start gives up when ctx ends, after
 // 30 s, or when the stack is closed, and leaves the node as it is then.
-func (n *RedisNode) Start(ctx context.Context) error {
+func (n *RedisNode) Start(ctx context.Context) error { return n.startWith(ctx, "") }
+
+// dump is the file from which a node loads its data when it starts.
+func (n *RedisNode) dump() string { return filepath.Join(n.process.dir, "dump.rdb") }
+
+// startWith starts the node with the data in a file, which it may take; "" means
+// without data.
+func (n *RedisNode) startWith(ctx context.Context, data string) error {
 	ctx, cancel := n.process.site.within(ctx, readyLimit)
 	defer cancel()
-	r, err := n.process.start()
+	r, err := n.begin(data)
 	if err != nil {
 		return err
 	}
 	return n.process.ready(ctx, r, func(ctx context.Context) error { return n.tell(ctx, "PING") })
+}
+
+// begin makes the node's files ready, unless it runs, and starts it.
+func (n *RedisNode) begin(data string) (*run, error) {
+	n.starting.Lock()
+	defer n.starting.Unlock()
+	if !n.process.alive() && data != n.dump() {
+		if err := os.RemoveAll(n.dump()); err != nil {
+			return nil, fmt.Errorf("devstack: %s: %w", n.process.name, err)
+		}
+		if data != "" {
+			if err := os.Link(data, n.dump()); err != nil {
+				return nil, fmt.Errorf("devstack: %s: %w", n.process.name, err)
+			}
+		}
+	}
+	return n.process.start()
 }

@@ -77,7 +77,7 @@ func (n *RedisNode) assign(ctx context.Context, i int) error {
 // nobody has to wait for gossip.
 func (n *RedisNode) meet(ctx context.Context, others []*RedisNode) error {
 	for _, other := range others {
-		host, port, err := net.SplitHostPort(other.addr)
+		host, port, err := net.SplitHostPort(other.Addr())
 		if err != nil {
 			return err
 		}
@@ -148,7 +148,7 @@ func (r *Redis) Primary(slot uint16) (*RedisNode, error) {
 			}
 		}
 	}
-	i := slices.IndexFunc(r.nodes, func(n *RedisNode) bool { return n.addr == owner.addr })
+	i := slices.IndexFunc(r.nodes, func(n *RedisNode) bool { return n.Addr() == owner.addr })
 	if i < 0 {
 		return nil, errors.Join(fmt.Errorf("devstack: no node that answers knows who serves slot %d", slot), err)
 	}
@@ -247,7 +247,7 @@ func (n *RedisNode) see(ctx context.Context) (view, error) {
 	for line := range strings.Lines(texts[0]) {
 		s, myself, err := parseSeen(line)
 		if err != nil {
-			return view{}, fmt.Errorf("%s: CLUSTER NODES: %w", n.addr, err)
+			return view{}, fmt.Errorf("%s: CLUSTER NODES: %w", n.Addr(), err)
 		}
 		if myself {
 			v.self = s.id
@@ -325,30 +325,45 @@ func (n *RedisNode) tell(ctx context.Context, command ...string) error {
 // ask sends commands to this node, whatever its role, on a connection of its own
 // and returns the replies as text.
 func (n *RedisNode) ask(ctx context.Context, commands ...[]string) ([]string, error) {
-	ctx, cancel := context.WithTimeout(ctx, askLimit)
+	return n.askWithin(ctx, askLimit, commands...)
+}
+
+// askWithin is ask with another limit than askLimit for all the commands.
+func (n *RedisNode) askWithin(ctx context.Context, limit time.Duration, commands ...[]string) ([]string, error) {
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
+	client, err := n.dial(limit)
+	if err != nil {
+		return nil, err
+	}
+	defer client.Close()
+	texts := make([]string, len(commands))
+	for i, c := range commands {
+		reply, err := client.Do(ctx, client.B().Arbitrary(c...).Build()).ToAny()
+		if err != nil {
+			return nil, fmt.Errorf("%s: %s: %w", n.Addr(), strings.Join(c[:min(len(c), 2)], " "), err)
+		}
+		texts[i] = fmt.Sprint(reply)
+	}
+	return texts, nil
+}
+
+// dial opens a connection to this node alone.
+func (n *RedisNode) dial(limit time.Duration) (rueidis.Client, error) {
 	client, err := rueidis.NewClient(rueidis.ClientOption{
-		InitAddress:         []string{n.addr},
+		InitAddress:         []string{n.Addr()},
 		ForceSingleClient:   true,
 		DisableCache:        true,
 		DisableRetry:        true,
 		AlwaysRESP2:         true,
 		ClientSetInfo:       rueidis.DisableClientSetInfo,
 		Dialer:              net.Dialer{Timeout: askLimit},
-		ConnWriteTimeout:    askLimit,
+		ConnWriteTimeout:    limit,
 		ReadBufferEachConn:  4 << 10,
 		WriteBufferEachConn: 4 << 10,
 	})
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", n.addr, err)
+		return nil, fmt.Errorf("%s: %w", n.Addr(), err)
 	}
-	defer client.Close()
-	texts := make([]string, len(commands))
-	for i, c := range commands {
-		texts[i], err = client.Do(ctx, client.B().Arbitrary(c...).Build()).ToString()
-		if err != nil {
-			return nil, fmt.Errorf("%s: %s: %w", n.addr, strings.Join(c[:min(len(c), 2)], " "), err)
-		}
-	}
-	return texts, nil
+	return client, nil
 }

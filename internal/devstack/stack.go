@@ -115,7 +115,7 @@ func (s *Stack) end() error {
 	var g sync.WaitGroup
 	var redis, postgres, nats error
 	if s.Redis != nil {
-		g.Go(func() { redis = s.Redis.KillAll() })
+		g.Go(func() { redis = s.Redis.end() })
 	}
 	if s.Postgres != nil {
 		g.Go(func() { postgres = s.Postgres.end() })
