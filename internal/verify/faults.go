@@ -103,9 +103,37 @@ func natsFaults() []fault {
 		},
 		ofLinks("nats-half-open", "connections to NATS stay open but nothing passes", 5*time.Second,
 			func(s *stand) []*devstack.Proxy { return s.links(toNATS) }, (*devstack.Proxy).Stall),
+		{
+			name: "nats-slow-consumer", about: "one replica gets no more than 2 kB/s from NATS", least: 5 * time.Second,
+			inject: func(_ context.Context, s *stand) (func(context.Context) error, error) {
+				link := s.all()[0].links.nats
+				link.Limit(devstack.Down, 2000)
+				return func(context.Context) error { link.Heal(); return nil }, nil
+			},
+		},
+		mishaps("hints-dropped", "half of the messages to each replica are lost", devstack.Mishaps{Drop: 0.5}),
+		mishaps("hints-duplicated", "half of the messages to each replica come twice", devstack.Mishaps{Duplicate: 0.5, Delay: 20 * time.Millisecond}),
+		mishaps("hints-reordered", "messages are up to 100 ms late, each by another time", devstack.Mishaps{Delay: 100 * time.Millisecond}),
+		mishaps("hints-delayed", "messages are up to 3 s late, and a tenth is lost", devstack.Mishaps{Delay: 3 * time.Second, Drop: 0.1}),
 		ofLinks("nats-slow", "what passes to and from NATS is half a second late", 3*time.Second,
 			func(s *stand) []*devstack.Proxy { return s.links(toNATS) }, delayed(500*time.Millisecond)),
 	}
+}
+
+// mishaps is a fault of what NATS delivers to replicas.
+func mishaps(name, about string, m devstack.Mishaps) fault {
+	return fault{name: name, about: about, least: 3 * time.Second, inject: func(_ context.Context, s *stand) (func(context.Context) error, error) {
+		sites := s.all()
+		for _, site := range sites {
+			site.links.nats.Meddle(devstack.Down, m)
+		}
+		return func(context.Context) error {
+			for _, site := range sites {
+				site.links.nats.Meddle(devstack.Down, devstack.Mishaps{})
+			}
+			return nil
+		}, nil
+	}}
 }
 
 // ofLinks is a fault of links.
@@ -222,6 +250,22 @@ func postgresFaults() []fault {
 				return func(context.Context) error { return s.stack.Postgres.Resume() }, s.stack.Postgres.Pause()
 			},
 		},
+		{
+			name: "postgres-failover", about: "the primary is killed, and a standby takes over that lacks the last second of commits", least: 4 * time.Second, lossy: true,
+			inject: func(ctx context.Context, s *stand) (func(context.Context) error, error) {
+				if err := s.stack.Postgres.Standby(ctx); err != nil {
+					return nil, err
+				}
+				if err := s.stack.Postgres.CutReplication(ctx); err != nil {
+					return nil, err
+				}
+				newPace(1).wait(ctx)
+				moved, err := s.stack.Postgres.Failover(context.WithoutCancel(ctx))
+				s.lostUntil = Now()
+				s.note("nobody served for %v", moved.Serves.Sub(moved.Killed).Round(time.Millisecond))
+				return func(context.Context) error { return nil }, err
+			},
+		},
 		ofLinks("postgres-slow", "each round trip to Postgres takes 200 ms longer", 3*time.Second,
 			func(s *stand) []*devstack.Proxy { return s.links(toPostgres) }, delayed(100*time.Millisecond)),
 		{
@@ -306,6 +350,14 @@ func processFaults() []fault {
 					return nil
 				}), nil
 			},
+		},
+		{
+			name: "replica-killed-in-write", about: "replicas are killed at every await point of a write: when the k-th chunk of bytes passes, which is lost or still delivered", least: 8 * time.Second,
+			inject: killInWrites,
+		},
+		{
+			name: "replica-stopped-in-load", about: "replicas stand still for 3 s at every await point of a load, longer than every budget and lease", least: 10 * time.Second,
+			inject: stopInLoads,
 		},
 		{
 			name: "replica-stopped", about: "a replica stands still (SIGSTOP) for 3 s, longer than every budget and lease, and goes on", least: 3 * time.Second,

@@ -11,9 +11,11 @@ import (
 
 // The shape of the load.
 const (
-	readers     = 8 // goroutines; every second asks for budget 0, too
-	writers     = 2 // goroutines, each a session that reads what it wrote
-	burst       = 8 // reads in a row, so that few timers are needed
+	readers     = 6  // goroutines that share the rate
+	burst       = 16 // their reads in a row, so that few timers are needed
+	strict      = 2  // goroutines that ask for budget 0, each read a poll if nobody shares it
+	strictRate  = 60 // reads per second of each
+	writers     = 2  // goroutines, each a session that reads what it wrote
 	readLimit   = 3 * time.Second
 	writeLimit  = 5 * time.Second
 	moodTime    = 400 * time.Millisecond // then a replica asks for other budgets
@@ -58,6 +60,9 @@ func startLoad(ctx context.Context, s setup, c loadConfig, subject Subject) (*lo
 	for i := range uint64(readers) {
 		l.work.Go(func() { l.read(ctx, i) })
 	}
+	for i := range uint64(strict) {
+		l.work.Go(func() { l.readStrictly(ctx, readers+i) })
+	}
 	if c.Writes > 0 {
 		for i := range uint64(writers) {
 			l.work.Go(func() { l.write(ctx, i) })
@@ -91,20 +96,12 @@ func newChoices(seed, stream, keys, groups uint64) *choices {
 func (c *choices) key() uint64   { return 1 + c.zipf.Uint64() }
 func (c *choices) group() uint64 { return 1 + c.zipf.Uint64()%c.groups }
 
-// budget is what the next read asks for. Moods change for all at once, so that there are times in which
-// nobody asks for budget 0, and the replica learns by its own polls only.
-func (l *load) budget(c *choices, strict bool) time.Duration {
-	mood := (uint64(Now()/moodTime)*0x9e3779b97f4a7c15 ^ l.config.Seed) >> 32 % 4
-	switch {
-	case mood == 0:
-		return longBudget
-	case mood < 3 && strict && c.IntN(4) == 0:
-		return 0
-	case c.IntN(2) == 0:
-		return shortBudget
-	default:
-		return longBudget
-	}
+// mood is what readers ask for by now. Moods change for all of a replica at once, so that there are times
+// in which nobody asks for budget 0, or for less than a second, and the replica learns by its own polls
+// only.
+func (l *load) mood() (zero, short bool) {
+	mood := (uint64(Now()/moodTime)*0x9e3779b97f4a7c15 ^ l.config.Seed*0xbf58476d1ce4e5b9) >> 32 % 4
+	return mood >= 2, mood >= 1
 }
 
 // read is one reader: bursts of reads, as many as the rate allows.
@@ -112,8 +109,13 @@ func (l *load) read(ctx context.Context, i uint64) {
 	c := newChoices(l.config.Seed, i, l.setup.Keys, l.setup.Groups)
 	pace := newPace(l.config.Rate / readers / burst)
 	for pace.wait(ctx) {
+		_, short := l.mood()
 		for range burst {
-			l.readOne(ctx, c, l.budget(c, i%2 == 0), 0)
+			budget := longBudget
+			if short && c.IntN(2) == 0 {
+				budget = shortBudget
+			}
+			l.readOne(ctx, c, budget)
 			if ctx.Err() != nil {
 				return
 			}
@@ -121,12 +123,23 @@ func (l *load) read(ctx context.Context, i uint64) {
 	}
 }
 
-func (l *load) readOne(ctx context.Context, c *choices, budget time.Duration, session uint64) {
+// readStrictly is one reader with a budget of 0.
+func (l *load) readStrictly(ctx context.Context, i uint64) {
+	c := newChoices(l.config.Seed, i, l.setup.Keys, l.setup.Groups)
+	pace := newPace(strictRate)
+	for pace.wait(ctx) {
+		if zero, _ := l.mood(); zero {
+			l.readOne(ctx, c, 0)
+		}
+	}
+}
+
+func (l *load) readOne(ctx context.Context, c *choices, budget time.Duration) {
 	if c.Float64() < listShare {
 		l.list(ctx, c.group(), budget)
 		return
 	}
-	l.get(ctx, c.key(), Want{Budget: budget}, session)
+	l.get(ctx, c.key(), Want{Budget: budget}, 0)
 }
 
 func (l *load) get(ctx context.Context, key uint64, want Want, session uint64) string {
@@ -191,7 +204,7 @@ func (l *load) count(ctx context.Context, invoked, returned time.Duration, err e
 // write is one writer: a session that writes a row and reads it again on this replica, which needs no
 // token for that.
 func (l *load) write(ctx context.Context, i uint64) {
-	c := newChoices(l.config.Seed, readers+i, l.setup.Keys, l.setup.Groups)
+	c := newChoices(l.config.Seed, readers+strict+i, l.setup.Keys, l.setup.Groups)
 	session := uint64(l.setup.At.Replica)<<32 | (i + 1)
 	pace := newPace(l.config.Writes / writers)
 	for pace.wait(ctx) {
@@ -212,7 +225,7 @@ func (l *load) write(ctx context.Context, i uint64) {
 			acked = history.Never
 		}
 		l.mu.Unlock()
-		l.history.Write(history.Write{Op: change.Op, Keys: change.keys(), Sent: change.Sent, Acked: acked, Session: session})
+		l.history.Write(history.Write{Op: change.Op, Keys: change.keys(), Sent: change.Sent, Acked: acked, Session: session, Idle: change.Kind != Set})
 		l.get(ctx, change.Key, Want{Budget: longBudget}, session)
 	}
 }

@@ -83,7 +83,7 @@ type outside struct {
 	ledger *ledger
 }
 
-// transaction does what f does, under a number of its own. f returns the keys that it may change.
+// transaction does what f does, under a number of its own. f returns the keys that it has changed.
 func (o outside) transaction(ctx context.Context, f func(ctx context.Context, tx *sql.Tx, op uint64, sent time.Duration) ([]uint64, error)) error {
 	op, sent, acked := o.ledger.number(), Now(), history.Never
 	tx, err := o.db.BeginTx(ctx, nil)
@@ -102,7 +102,7 @@ func (o outside) transaction(ctx context.Context, f func(ctx context.Context, tx
 	if err = tx.Commit(); err == nil {
 		acked = Now()
 	}
-	o.ledger.wrote(history.Write{Op: op, Keys: keys, Sent: sent, Acked: acked})
+	o.ledger.wrote(history.Write{Op: op, Keys: keys, Sent: sent, Acked: acked, Idle: len(keys) == 0})
 	return err
 }
 
@@ -110,8 +110,8 @@ func (o outside) transaction(ctx context.Context, f func(ctx context.Context, tx
 func (o outside) change(ctx context.Context, c Change) error {
 	return o.transaction(ctx, func(ctx context.Context, tx *sql.Tx, op uint64, sent time.Duration) ([]uint64, error) {
 		c.Op, c.Sent = op, sent
-		_, err := c.Apply(ctx, tx)
-		return c.keys(), err
+		touched, err := c.Apply(ctx, tx)
+		return touched.Keys, err
 	})
 }
 
@@ -215,7 +215,7 @@ func (o outside) truncate(ctx context.Context, c *choices) error {
 // commits.
 func (o outside) hold(ctx context.Context, key uint64, release <-chan struct{}) error {
 	return o.transaction(ctx, func(ctx context.Context, tx *sql.Tx, op uint64, sent time.Duration) ([]uint64, error) {
-		_, err := tx.ExecContext(ctx, `update verify_row set op = $2, sent = $3, revision = revision + 1 where id = $1`, int64(key), int64(op), int64(sent))
+		keys, err := ids(tx.QueryContext(ctx, `update verify_row set op = $2, sent = $3, revision = revision + 1 where id = $1 returning id`, int64(key), int64(op), int64(sent)))
 		if err != nil {
 			return nil, err
 		}
@@ -224,7 +224,7 @@ func (o outside) hold(ctx context.Context, key uint64, release <-chan struct{}) 
 		case <-ctx.Done():
 			return nil, context.Cause(ctx)
 		}
-		return []uint64{key}, nil
+		return keys, nil
 	})
 }
 

@@ -2,10 +2,11 @@ package verify
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -15,7 +16,7 @@ import (
 // beginLoad has every replica begin its load.
 func (s *stand) beginLoad(ctx context.Context) error {
 	s.mu.Lock()
-	s.loading, s.files, s.loads, s.later = true, nil, nil, nil
+	s.loading, s.files, s.loads, s.later, s.notes, s.lostUntil = true, nil, nil, nil, nil, 0
 	s.mu.Unlock()
 	return s.each(func(site *site) error { return site.begin(ctx) })
 }
@@ -33,9 +34,9 @@ func (s *stand) endLoad(ctx context.Context) error {
 	return err
 }
 
-// each does something at every site at once.
+// each does something at every site at once that has a load.
 func (s *stand) each(do func(*site) error) error {
-	sites := s.all()
+	sites := slices.DeleteFunc(s.all(), func(site *site) bool { return site.idle })
 	errs := make([]error, len(sites))
 	var work sync.WaitGroup
 	for i, site := range sites {
@@ -70,39 +71,81 @@ func (s *stand) startTraffic(ctx context.Context) {
 
 // probe looks at the source while it is under load.
 type probe struct {
-	stop   context.CancelFunc
-	done   chan struct{}
-	active int // most backends at work for replicas at once
-	failed error
+	stop context.CancelFunc
+	work sync.WaitGroup
+
+	active int        // most backends at work for loads at once
+	load   SourceLoad // the worst of each replica
+	rates  []float64  // loads per second of all replicas, second by second
 }
 
-const probeEvery = 25 * time.Millisecond
+const (
+	probeEvery = 25 * time.Millisecond
+	rateEvery  = time.Second
+)
 
 // startProbe starts a probe. While Postgres is away there is nothing to see.
 func (s *stand) startProbe(ctx context.Context) *probe {
 	ctx, stop := context.WithCancel(ctx)
-	p := &probe{stop: stop, done: make(chan struct{})}
-	go func() {
-		defer close(p.done)
-		pace := newPace(float64(time.Second) / float64(probeEvery))
-		for pace.wait(ctx) {
-			var active int
-			limited, cancel := context.WithTimeout(ctx, time.Second)
-			err := s.db.QueryRowContext(limited, `select count(*) from pg_stat_activity
-				where datname = current_database() and state = 'active' and application_name = 'freshet-load'`).Scan(&active)
-			cancel()
-			if err == nil {
-				p.active = max(p.active, active)
-			}
-		}
-	}()
+	p := &probe{stop: stop}
+	p.work.Go(func() { p.watchPostgres(ctx, s.db) })
+	p.work.Go(func() { p.askReplicas(ctx, s) })
 	return p
 }
 
-func (p *probe) result() int {
+func (p *probe) watchPostgres(ctx context.Context, db *sql.DB) {
+	pace := newPace(float64(time.Second) / float64(probeEvery))
+	for pace.wait(ctx) {
+		var active int
+		limited, cancel := context.WithTimeout(ctx, time.Second)
+		err := db.QueryRowContext(limited, `select count(*) from pg_stat_activity
+			where datname = current_database() and state = 'active' and application_name = 'freshet-load'`).Scan(&active)
+		cancel()
+		if err == nil {
+			p.active = max(p.active, active)
+		}
+	}
+}
+
+// askReplicas asks for their own counts, which begin again in one that was started again.
+func (p *probe) askReplicas(ctx context.Context, s *stand) {
+	pace := newPace(float64(time.Second) / float64(rateEvery))
+	last, at := map[uint32]uint64{}, Now()
+	for first := true; pace.wait(ctx); first = false {
+		var loads uint64
+		for _, site := range s.all() {
+			r := site.here()
+			if r == nil {
+				continue
+			}
+			limited, cancel := context.WithTimeout(ctx, rateEvery/4)
+			answer, err := r.ask(limited, request{Verb: verbStats})
+			cancel()
+			if err != nil {
+				continue
+			}
+			load := answer.Stats
+			loads += load.Loads - min(last[r.number], load.Loads)
+			last[r.number] = load.Loads
+			p.load.Peak, p.load.Bound = max(p.load.Peak, load.Peak), max(p.load.Bound, load.Bound)
+		}
+		now := Now()
+		if !first {
+			p.rates = append(p.rates, float64(loads)/(now-at).Seconds())
+		}
+		at = now
+	}
+}
+
+// end ends the probe and puts what it saw into the report.
+func (p *probe) end(to *Phase) {
 	p.stop()
-	<-p.done
-	return p.active
+	p.work.Wait()
+	to.SourceActive, to.SourcePeak, to.SourceBound = p.active, p.load.Peak, p.load.Bound
+	for _, r := range p.rates {
+		to.SourceRate += r / float64(len(p.rates))
+		to.SourceRateMost = max(to.SourceRateMost, r)
+	}
 }
 
 // quiet returns when no transaction is under way any more that has changed something.
@@ -122,7 +165,7 @@ func (s *stand) quiet(ctx context.Context) error {
 }
 
 // collect makes the history of the phase.
-func (s *stand) collect(ctx context.Context, f fault) (*history.History, error) {
+func (s *stand) collect(ctx context.Context) (*history.History, error) {
 	if err := s.quiet(ctx); err != nil {
 		return nil, err
 	}
@@ -160,9 +203,6 @@ func (s *stand) collect(ctx context.Context, f fault) (*history.History, error) 
 	}
 	h := history.Join(files, s.known, audit)
 	h.Reads = append(h.Reads, reads...)
-	if f.lossy {
-		h.Lost = append(h.Lost, inDoubt(s.known, acked, sent)...)
-	}
 	// Whoever looks from now on must see what is there now.
 	for op, at := range sent {
 		if !acked[op] {
@@ -170,20 +210,6 @@ func (s *stand) collect(ctx context.Context, f fault) (*history.History, error) 
 		}
 	}
 	return h, nil
-}
-
-// inDoubt are writes of which nobody knows whether they happened before a failover took them back.
-func inDoubt(known []history.Write, acked map[uint64]bool, happened map[uint64]time.Duration) []history.Commit {
-	var all []history.Commit
-	for _, w := range known {
-		if _, there := happened[w.Op]; there || acked[w.Op] {
-			continue
-		}
-		for _, key := range w.Keys {
-			all = append(all, history.Commit{Key: key, Op: w.Op, Sent: w.Sent, Acked: history.Never})
-		}
-	}
-	return all
 }
 
 // audit reads what was committed, in its order for each key, and when each write was sent.
@@ -304,29 +330,4 @@ func (s *sweep) add(h *history.History, replica uint32) {
 			}))
 		}
 	}
-}
-
-// sourceLoad sums up what replicas have asked of the source, and the worst of each.
-func (s *stand) sourceLoad(ctx context.Context) (sum SourceLoad) {
-	for _, site := range s.all() {
-		p := site.here()
-		if p == nil {
-			continue
-		}
-		limited, cancel := context.WithTimeout(ctx, time.Second)
-		answer, err := p.ask(limited, request{Verb: verbStats})
-		cancel()
-		if err == nil {
-			sum.Peak = max(sum.Peak, answer.Stats.Peak)
-			sum.Bound = max(sum.Bound, answer.Stats.Bound)
-			sum.Loads += answer.Stats.Loads
-		}
-	}
-	return sum
-}
-
-// anySite is a random one.
-func (s *stand) anySite() *site {
-	sites := s.all()
-	return sites[rand.IntN(len(sites))]
 }

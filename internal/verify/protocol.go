@@ -34,7 +34,7 @@ const (
 	verbList  verb = "list"
 	verbWrite verb = "write"
 	verbLoad  verb = "load"  // begin the load; there is none under way
-	verbStop  verb = "stop"  // end it; the reply comes when all it recorded is in its file
+	verbStop  verb = "stop"  // end it; the reply comes when all earlier requests are done and its file is whole
 	verbSweep verb = "sweep" // read every row and every list
 	verbStats verb = "stats"
 )

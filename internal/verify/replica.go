@@ -97,9 +97,13 @@ func (r *replica) steer(ctx context.Context, q request) (answer reply) {
 			return reply{Error: "there is a load already"}
 		}
 		r.load, err = startLoad(ctx, r.setup, q.Load, r.subject)
-	} else if r.load != nil {
-		answer.Load, err = r.load.stop()
-		r.load = nil
+	} else {
+		// Also what the parent no longer waits for: a write would be taken for one that came after the end.
+		r.work.Wait()
+		if r.load != nil {
+			answer.Load, err = r.load.stop()
+			r.load = nil
+		}
 	}
 	if err != nil {
 		answer.Error = err.Error()

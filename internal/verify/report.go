@@ -28,7 +28,9 @@ type Phase struct {
 	Fresh   uint64 `json:"fresh"`   // of them, answers labelled FRESH
 	Swept   uint64 `json:"swept"`   // answers after the end that were compared with Postgres
 	Commits int    `json:"commits"` // of the run by the end of the phase
-	Lost    int    `json:"lost"`    // acknowledged writes that Postgres does not have
+	// Lost are acknowledged changes that Postgres does not have. Only a failover that loses the tail may
+	// lose some.
+	Lost int `json:"lost"`
 
 	// Violations counts broken promises by invariant; Kept are the first in words.
 	Violations map[string]uint64 `json:"violations"`
@@ -47,6 +49,8 @@ type Phase struct {
 	Converged time.Duration `json:"converged"` // from the last write until every replica answered everything FRESH
 	Slowest   time.Duration `json:"slowest"`   // read
 	FirstFail string        `json:"first_failure,omitempty"`
+
+	Notes []string `json:"notes,omitempty"` // what the fault says of itself
 
 	Writes, WritesFailed uint64
 
@@ -87,6 +91,9 @@ func newPhase(f fault, h *history.History, v *history.Report) *Phase {
 	for i, n := range v.ByInvariant {
 		p.Violations[i.String()] = n
 	}
+	if !f.lossy && p.Lost > 0 {
+		p.Violations["lost write"] = uint64(p.Lost)
+	}
 	for _, k := range v.Kept {
 		p.Kept = append(p.Kept, k.String())
 	}
@@ -124,6 +131,9 @@ func (r *Report) Fresh() (n uint64) {
 func (p *Phase) line() string {
 	text := fmt.Sprintf("%-28s %8d reads, %d violations, FRESH %s / %s / %s, staleness p99.9 %v max %v, recovery %s",
 		p.Fault, p.Reads, p.Broken(), percent(p.Before), percent(p.During), percent(p.After), short(p.P999), short(p.Longest), p.recovery())
+	for _, note := range p.Notes {
+		text += "\n      " + note
+	}
 	for _, k := range p.Kept {
 		text += "\n      " + k
 	}

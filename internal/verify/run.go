@@ -235,14 +235,13 @@ func (s *stand) run(ctx context.Context, f fault, lasts time.Duration) (_ *Phase
 
 	stop()
 	s.traffic.Wait()
-	source := probe.result()
 	if err := s.endLoad(ctx); err != nil {
 		return nil, err
 	}
 	if err := ctx.Err(); err != nil {
 		return nil, context.Cause(ctx)
 	}
-	h, err := s.collect(ctx, f)
+	h, err := s.collect(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -252,9 +251,9 @@ func (s *stand) run(ctx context.Context, f fault, lasts time.Duration) (_ *Phase
 	}
 	h.Assign(times)
 	s.options.hold(h)
-	verdict := history.Judge(h, history.Options{Lossy: f.lossy, LostUntil: times[2].From})
-	p := newPhase(f, h, verdict)
-	p.SourceActive = source
+	p := newPhase(f, h, history.Judge(h, history.Options{Lossy: f.lossy, LostUntil: s.lostUntil}))
+	probe.end(p)
+	p.Notes = s.notes
 	p.Converged, p.Harm = swept.took, swept.lacked
 	s.complete(p)
 	return p, nil

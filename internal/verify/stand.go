@@ -24,13 +24,14 @@ import (
 
 // stand is everything that a run needs: the servers, the replicas, and the links between them.
 type stand struct {
-	options Options
-	stack   *devstack.Stack
-	own     bool // the stack is this run's, and ends with it
-	db      *sql.DB
-	app     string
-	dsn     string // of the database, at the server itself
-	folder  string // of the history files
+	options  Options
+	stack    *devstack.Stack
+	own      bool // the stack is this run's, and ends with it
+	db       *sql.DB
+	app      string
+	database string
+	service  *devstack.Proxy // to Postgres, for this process
+	folder   string          // of the history files
 
 	started atomic.Uint32 // replicas so far
 	streams atomic.Uint64 // of choices so far
@@ -38,12 +39,14 @@ type stand struct {
 	traffic sync.WaitGroup // sessions and writers of this process
 	phase   uint64         // number of the one that runs
 
-	mu      sync.Mutex
-	sites   []*site                       // where replicas are
-	loading bool                          // replicas that start begin their load
-	files   []string                      // the histories of the phase
-	loads   []loadCounts                  // of the phase, of replicas that were stopped in order
-	later   []func(context.Context) error // see afterwards
+	mu        sync.Mutex
+	sites     []*site                       // where replicas are
+	loading   bool                          // replicas that start begin their load
+	files     []string                      // the histories of the phase
+	loads     []loadCounts                  // of the phase, of replicas that were stopped in order
+	later     []func(context.Context) error // see afterwards
+	notes     []string                      // of the phase
+	lostUntil time.Duration                 // when the server that lost commits was gone
 
 	known []history.Write // of earlier phases
 }
@@ -52,6 +55,7 @@ type stand struct {
 type site struct {
 	stand *stand
 	links links
+	idle  bool // a replica here puts no load on itself
 
 	mu      sync.Mutex
 	process *process // nil = none
@@ -100,10 +104,16 @@ func raise(ctx context.Context, o Options) (_ *stand, err error) {
 			return nil, err
 		}
 	}
-	if s.dsn, err = s.stack.Postgres.CreateDatabase(ctx, "verify_"+s.app); err != nil {
+	s.database = "verify_" + s.app
+	if _, err := s.stack.Postgres.CreateDatabase(ctx, s.database); err != nil {
 		return nil, err
 	}
-	pool, err := coherence.OpenPool(coherence.PoolConfig{DSN: s.dsn, MaxConns: 24, ReadTimeout: time.Minute})
+	// An address that stays when another server becomes the primary.
+	if s.service, err = s.stack.Postgres.Proxy(); err != nil {
+		return nil, err
+	}
+	dsn := s.stack.Postgres.DSNVia(s.service.Addr(), s.database)
+	pool, err := coherence.OpenPool(coherence.PoolConfig{DSN: dsn, MaxConns: 24, ReadTimeout: time.Minute})
 	if err != nil {
 		return nil, err
 	}
@@ -112,7 +122,7 @@ func raise(ctx context.Context, o Options) (_ *stand, err error) {
 		return nil, err
 	}
 	// Writers that lock rows in different orders shall not stand still for a second.
-	if _, err := s.db.ExecContext(ctx, fmt.Sprintf(`alter database %s set deadlock_timeout = '50ms'`, pq.QuoteIdentifier("verify_"+s.app))); err != nil {
+	if _, err := s.db.ExecContext(ctx, fmt.Sprintf(`alter database %s set deadlock_timeout = '50ms'`, pq.QuoteIdentifier(s.database))); err != nil {
 		return nil, fmt.Errorf("verify: %w", err)
 	}
 	begun := Now()
@@ -153,6 +163,9 @@ func (s *stand) lower() error {
 	if s.db != nil {
 		problems = append(problems, s.db.Close())
 	}
+	if s.service != nil {
+		s.service.Close()
+	}
 	if s.own && s.stack != nil {
 		problems = append(problems, s.stack.Close())
 	}
@@ -171,7 +184,9 @@ func (s *stand) addSite() (*site, error) {
 		err = errors.Join(err, perr)
 		return p
 	}
-	site.links.postgres = link(hostOf(s.dsn))
+	var perr error
+	site.links.postgres, perr = s.stack.Postgres.Proxy()
+	err = errors.Join(err, perr)
 	for _, addr := range s.stack.Redis.Addrs() {
 		site.links.redis = append(site.links.redis, link(addr))
 	}
@@ -210,7 +225,7 @@ func via(text, host string) string {
 func (s *site) start(ctx context.Context) error {
 	at := Endpoints{
 		Replica: s.stand.started.Add(1), App: s.stand.app,
-		Postgres: via(s.stand.dsn, s.links.postgres.Addr()),
+		Postgres: s.stand.stack.Postgres.DSNVia(s.links.postgres.Addr(), s.stand.database),
 		NATS:     via(s.stand.stack.NATS.URL(), s.links.nats.Addr()),
 		Redis:    s.stand.stack.Redis.Addrs(), RedisDial: map[string]string{},
 	}
@@ -227,7 +242,7 @@ func (s *site) start(ctx context.Context) error {
 	s.stand.mu.Lock()
 	loading := s.stand.loading
 	s.stand.mu.Unlock()
-	if loading {
+	if loading && !s.idle {
 		return s.begin(ctx)
 	}
 	return nil
@@ -341,6 +356,13 @@ func (s *stand) afterwards(do func(context.Context) error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.later = append(s.later, do)
+}
+
+// note says something of the phase in its report.
+func (s *stand) note(format string, args ...any) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.notes = append(s.notes, fmt.Sprintf(format, args...))
 }
 
 func (s *stand) outside() outside { return outside{s.db, &s.ledger} }
