@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"sync"
+	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
 )
@@ -23,13 +24,42 @@ type NATS struct {
 
 	mu     sync.Mutex
 	server *server.Server // nil while stopped
+
+	pending  int64         // bytes that wait for one client; 0 = the server's default
+	deadline time.Duration // of a write to a client; 0 = the server's default
 }
 
 func newNATS(s *site) *NATS { return &NATS{site: s} }
 
 // URL returns the server's address, nats://127.0.0.1:port. It stays the same for
 // the life of the stack.
-func (n *NATS) URL() string { return "nats://" + n.site.ports.addr(natsPort) }
+func (n *NATS) URL() string { return "nats://" + n.Addr() }
+
+// Addr returns the server's address as host:port.
+func (n *NATS) Addr() string { return n.site.ports.addr(natsPort) }
+
+// LimitPending restarts the server with other bounds for what waits for a client
+// that reads slowly: so many bytes, but never less than
+// the 1 MiB of the longest message, and so long in one write, until it is cut off
+// as a slow consumer. Zero or less means the server's own: 64 MiB and 10 s. All
+// clients lose their connections. A stopped server is started.
+func (n *NATS) LimitPending(bytes int64, write time.Duration) error {
+	n.mu.Lock()
+	n.pending, n.deadline = max(bytes, 0), max(write, 0)
+	n.mu.Unlock()
+	return errors.Join(n.Stop(), n.Start())
+}
+
+// SlowConsumers returns how many clients the server has cut off as slow since it
+// was started; 0 when it is stopped.
+func (n *NATS) SlowConsumers() int64 {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.server == nil {
+		return 0
+	}
+	return n.server.NumSlowConsumers()
+}
 
 // Stop shuts the server down and returns when it is gone. Its clients lose their
 // connections; what JetStream holds in files is kept. Stopping a stopped server
@@ -57,6 +87,10 @@ func (n *NATS) Start() error {
 	if n.server != nil {
 		return nil
 	}
+	pending := n.pending
+	if pending > 0 {
+		pending = max(pending, server.MAX_PAYLOAD_SIZE)
+	}
 	s, err := server.NewServer(&server.Options{
 		ServerName:         "freshet-devstack",
 		Host:               loopback,
@@ -66,6 +100,8 @@ func (n *NATS) Start() error {
 		JetStreamMaxMemory: natsMemory,
 		JetStreamMaxStore:  natsStore,
 		NoSigs:             true,
+		MaxPending:         pending,
+		WriteDeadline:      n.deadline,
 		LogFile:            filepath.Join(n.site.folder, "nats.log"),
 	})
 	if err != nil {

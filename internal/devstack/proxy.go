@@ -555,11 +555,16 @@ func (l *line) first() time.Time {
 // due takes one chunk that is due.
 func (l *line) due() (chunk, bool) {
 	now := time.Now()
+	first := -1
 	for i, k := range l.loose {
-		if !now.Before(k.due) {
-			l.loose = slices.Delete(l.loose, i, i+1)
-			return k, true
+		if !now.Before(k.due) && (first < 0 || k.due.Before(l.loose[first].due)) {
+			first = i
 		}
+	}
+	if first >= 0 {
+		k := l.loose[first]
+		l.loose = slices.Delete(l.loose, first, first+1)
+		return k, true
 	}
 	if l.waits && (len(l.head.bytes) > 0 || len(l.loose) == 0) && !now.Before(l.head.due) {
 		l.waits = false
