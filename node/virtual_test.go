@@ -213,7 +213,7 @@ func (w *world) transact(ctx context.Context, p *postgresWay, key, session, op u
 	w.mu.Unlock()
 	scope := coherence.Entity("row", rowID(key))
 	sent := w.now()
-	time.Sleep(w.upTo(worldLatency))
+	rest(w.upTo(worldLatency))
 	absent := w.chance(0.15)
 	w.mu.Lock()
 	if w.log.Snapshot().Timeline != timeline {
@@ -307,7 +307,7 @@ func (w *world) run(d time.Duration) {
 		clients.Go(func() {
 			for ctx.Err() == nil {
 				do()
-				time.Sleep(w.upTo(pause) + time.Microsecond)
+				rest(w.upTo(pause) + time.Microsecond)
 			}
 		})
 	}
@@ -351,7 +351,7 @@ func (w *world) converge() {
 		v.bus.Heal()
 	}
 	w.log.Fail(nil)
-	time.Sleep(time.Second)
+	rest(time.Second)
 	for _, v := range w.replicas {
 		for key := range uint64(worldKeys) {
 			before := len(w.history.Reads)
@@ -403,8 +403,8 @@ type scenario struct {
 	check func(w *world, r *history.Report)
 }
 
-// rest returns after d.
-func rest(d time.Duration) { time.Sleep(d) }
+// rest lets virtual time pass.
+func rest(d time.Duration) { <-time.After(d) }
 
 func scenarios() map[string]scenario {
 	const long = 6 * time.Second
@@ -537,7 +537,7 @@ func scenarios() map[string]scenario {
 		"Storm": {lasts: 15 * time.Second, faults: func(w *world) {
 			for range 30 {
 				v := w.pick()
-				switch w.upTo(8) {
+				switch int(w.upTo(8)) {
 				case 0:
 					v.log.Cut(true)
 				case 1:

@@ -264,8 +264,7 @@ func disconnected(b *bus) {
 	b.flush(a)
 	b.publish(other, "back")
 	b.publish(a, "again")
-	b.hears(of, "back", "again")
-	for _, heard := range []<-chan string{before, meanwhile} {
+	for _, heard := range []<-chan string{of, before, meanwhile} {
 		got := map[string]bool{}
 		for range 2 { // of two publishers, so in any order
 			select {

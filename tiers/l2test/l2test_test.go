@@ -69,6 +69,7 @@ func TestL2(t *testing.T) {
 		return l2test.Site{
 			MaxValue: maxValue,
 			Open: func(t *testing.T) tiers.Store {
+				t.Helper()
 				d := &door{}
 				l, err := tiers.OpenL2(tiers.L2Config{
 					Addrs: stacktest.Stack().Redis.Addrs(), Timeout: 5 * time.Second, MaxValue: maxValue, Dial: d.dial, Logger: slog.New(slog.DiscardHandler),
@@ -82,6 +83,7 @@ func TestL2(t *testing.T) {
 				return l
 			},
 			Outage: func(t *testing.T, s tiers.Store) {
+				t.Helper()
 				doors[s].close()
 				until(t, "every shard is away", states(s, "open"))
 			},
@@ -102,6 +104,9 @@ func until(t *testing.T, what string, holds func() bool) {
 		}
 	}
 }
+
+// pass lets virtual time pass.
+func pass(d time.Duration) { <-time.After(d) }
 
 func TestMemory(t *testing.T) {
 	l2test.Exercise(t, func(*testing.T) l2test.Site {
@@ -167,7 +172,7 @@ func TestMemoryFaults(t *testing.T) {
 		if got := m.Keys(); len(got) != 3 {
 			t.Errorf("keys %q after a restore", got)
 		}
-		time.Sleep(time.Second)
+		pass(time.Second)
 		if got := m.Keys(); len(got) != 0 {
 			t.Errorf("keys %q after their time", got)
 		}
