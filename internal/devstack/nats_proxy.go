@@ -204,7 +204,7 @@ func parseFrame(b []byte) (n int, subject string, ok bool) {
 	if len(fields) == 0 {
 		return n, "", true
 	}
-	least := 0 // fields
+	var least int // fields
 	switch strings.ToUpper(string(fields[0])) {
 	case "PUB":
 		least = 3

@@ -25,6 +25,7 @@ const (
 // Direction is one of the two in which bytes pass a [Proxy].
 type Direction int
 
+// The directions are named as seen from the client.
 const (
 	Up   Direction = iota // from the client to the server
 	Down                  // from the server to the client

@@ -3,6 +3,7 @@ package devstack_test
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"net"
 	"slices"
@@ -108,11 +109,14 @@ func TestRedisEvictsWhenMemoryIsShort(t *testing.T) {
 		}
 		return left
 	}
-	defer r.Flush(context.Background())
+	defer func() {
+		if err := errors.Join(r.LimitMemory(context.Background(), 0), r.Flush(context.Background())); err != nil {
+			t.Error(err)
+		}
+	}()
 	if err := r.Flush(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	defer r.LimitMemory(context.Background(), 0)
 	if err := r.LimitMemory(t.Context(), 1_000_000); err != nil {
 		t.Fatal(err)
 	}

@@ -75,7 +75,7 @@ func expected() []goleak.Option {
 		// rueidis's cluster client sleeps five seconds before it closes
 		// connections to nodes that have left, even when it is closed meanwhile.
 		goleak.IgnoreAnyFunction("github.com/redis/rueidis.(*clusterClient)._refresh.func2"),
-		// The same to a node behind a MOVED to an address that was connected already.
+		// The same to a node that has answered MOVED with its own address.
 		goleak.IgnoreAnyFunction("github.com/redis/rueidis.(*clusterClient).redirectOrNew.func1"),
 	}
 }
