@@ -90,6 +90,9 @@ func (p *Postgres[R]) BeginFixed() *Tx[R] {
 // rows carry it, whatever savepoint they are written in.
 func (t *Tx[R]) XID() uint64 { return t.xid }
 
+// Log is what the transaction has logged so far. It must not be changed.
+func (t *Tx[R]) Log() []coherence.Scope { return t.log }
+
 // Open reports whether the transaction has not ended. A failed one is open until it is rolled back.
 func (t *Tx[R]) Open() bool { return !t.ended }
 
@@ -169,7 +172,8 @@ func (t *Tx[R]) Truncate() (int, error) {
 	return t.start(&statement[R]{kind: kindTruncate})
 }
 
-// Resume goes on with the statement that was blocked, and returns what it does.
+// Resume goes on with the statement that was blocked, and returns what it does. It fails with [ErrBlocked]
+// if it must still wait, perhaps for the next thing.
 func (t *Tx[R]) Resume() (int, error) {
 	s := t.waits
 	if s == nil || t.ended {
