@@ -35,6 +35,9 @@ func own(dir string) error {
 	if err != nil {
 		return err
 	}
+	if err := s.Postgres.Standby(context.Background()); err != nil {
+		return errors.Join(err, s.Close())
+	}
 	if err := s.Postgres.Pause(); err != nil {
 		return errors.Join(err, s.Close())
 	}
