@@ -86,9 +86,7 @@ func (s *subject) Write(ctx context.Context, c verify.Change) (string, error) {
 		keys = append(keys, s.listKey(group))
 	}
 	slices.Sort(keys)
-	for _, key := range slices.Compact(keys) {
-		s.invalidate(ctx, key)
-	}
+	s.invalidate(ctx, slices.Compact(keys))
 	return "", nil
 }
 
@@ -142,21 +140,26 @@ func (s *subject) query(ctx context.Context, query string, arg any) ([]verify.Li
 }
 
 const (
-	// invalidations is how often a writer tries to invalidate a key, each time for invalidationLimit.
-	invalidations     = 3
-	invalidationLimit = time.Second
+	// attempts is how often a writer tries to invalidate one key, each time for attemptLimit.
+	attempts     = 3
+	attemptLimit = redisTimeout
+	// invalidateLimit bounds how long it tries for all keys of one write together.
+	invalidateLimit = 2 * time.Second
 )
 
-// invalidate tells the cache of a committed change, again where that fails. When it fails in the end the write stands
-// all the same, and there is nothing left that the rivals' documentation names. The caller does not wait for ever: its
-// context bounds the whole.
-func (s *subject) invalidate(ctx context.Context, key string) {
-	for range invalidations {
-		attempt, cancel := context.WithTimeout(ctx, invalidationLimit)
-		err := s.cache.invalidate(attempt, key)
-		cancel()
-		if err == nil || ctx.Err() != nil {
-			return
+// invalidate tells the cache of a committed change, again where that fails. What fails in the end leaves the write as
+// it is: it was committed, and there is nothing left that the rivals' documentation names.
+func (s *subject) invalidate(ctx context.Context, keys []string) {
+	ctx, cancel := context.WithTimeout(ctx, invalidateLimit)
+	defer cancel()
+	for _, key := range keys {
+		for range attempts {
+			attempt, cancel := context.WithTimeout(ctx, attemptLimit)
+			err := s.cache.invalidate(attempt, key)
+			cancel()
+			if err == nil || ctx.Err() != nil {
+				break
+			}
 		}
 	}
 }
