@@ -39,7 +39,7 @@ func Faults() []Fault {
 func catalogue() []fault {
 	var all []fault
 	all = append(all, fault{name: "none", about: "nothing goes wrong", inject: func(context.Context, *stand) (func(context.Context) error, error) {
-		return func(context.Context) error { return nil }, nil
+		return none, nil
 	}})
 	all = append(all, natsFaults()...)
 	all = append(all, redisFaults()...)
@@ -47,6 +47,9 @@ func catalogue() []fault {
 	all = append(all, processFaults()...)
 	return append(all, partitionFaults()...)
 }
+
+// none ends a fault that has ended.
+func none(context.Context) error { return nil }
 
 // again does something every so often until the fault is healed.
 func again(every time.Duration, do func(ctx context.Context, s *stand) error) func(context.Context, *stand) (func(context.Context) error, error) {
@@ -158,7 +161,7 @@ func delayed(d time.Duration) func(*devstack.Proxy) {
 
 // The servers that links lead to.
 func toNATS(l links) []*devstack.Proxy     { return []*devstack.Proxy{l.nats.Proxy} }
-func toRedis(l links) []*devstack.Proxy    { return l.redis }
+func toRedis(l links) []*devstack.Proxy    { return l.redis.All() }
 func toPostgres(l links) []*devstack.Proxy { return []*devstack.Proxy{l.postgres} }
 
 // links are those of all replicas.
@@ -173,13 +176,19 @@ func (s *stand) links(to func(links) []*devstack.Proxy) []*devstack.Proxy {
 func redisFaults() []fault {
 	return []fault{
 		{
-			name: "redis-primary-killed", about: "a primary dies before it has replicated; its replica takes over", least: 6 * time.Second,
-			inject: func(_ context.Context, s *stand) (func(context.Context) error, error) {
+			name: "redis-primary-killed", about: "a primary is killed whose replica lacks the last half second of writes, and takes over", least: 6 * time.Second,
+			inject: func(ctx context.Context, s *stand) (func(context.Context) error, error) {
 				n, err := s.primary()
 				if err != nil {
 					return nil, err
 				}
-				return s.restored(n.Start), n.Kill()
+				if err := s.stack.Redis.CutReplication(ctx, n); err != nil {
+					return nil, err
+				}
+				newPace(2).wait(ctx)
+				return s.restored(func(ctx context.Context) error {
+					return errors.Join(n.Start(ctx), s.stack.Redis.HealReplication(ctx))
+				}), n.Kill()
 			},
 		},
 		{
@@ -198,6 +207,59 @@ func redisFaults() []fault {
 				return s.restored(s.stack.Redis.StartAll), s.stack.Redis.KillAll()
 			},
 		},
+		{
+			name: "redis-old-dump", about: "all nodes are killed and come back with the data of two seconds ago", least: 6 * time.Second,
+			inject: func(ctx context.Context, s *stand) (func(context.Context) error, error) {
+				if err := s.stack.Redis.Save(ctx); err != nil {
+					return nil, err
+				}
+				newPace(0.5).wait(ctx)
+				return s.restored(none), s.stack.Redis.Restore(context.WithoutCancel(ctx))
+			},
+		},
+		{name: "redis-flushed", about: "every primary is emptied, twice a second", inject: again(500*time.Millisecond, func(ctx context.Context, s *stand) error {
+			return s.stack.Redis.Flush(ctx)
+		})},
+		{
+			name: "redis-evicting", about: "each node has room for a few KiB, about 2 % of the rows", least: 3 * time.Second,
+			inject: func(ctx context.Context, s *stand) (func(context.Context) error, error) {
+				err := errors.Join(s.stack.Redis.Flush(ctx), s.stack.Redis.LimitMemory(ctx, 16<<10))
+				return func(ctx context.Context) error { return s.stack.Redis.LimitMemory(ctx, 0) }, err
+			},
+		},
+		{
+			name: "redis-resharding", about: "slots move from primary to primary, with their keys", least: 4 * time.Second,
+			inject: func(ctx context.Context, s *stand) (func(context.Context) error, error) {
+				return during(ctx, func(ctx context.Context) error {
+					moved := 0
+					defer func() { s.note("%d slots moved", moved) }()
+					for ctx.Err() == nil {
+						to, err := s.primary()
+						if err != nil {
+							return err
+						}
+						slots := make([]uint16, 4)
+						for i := range slots {
+							slots[i] = uint16(rand.IntN(1 << 14))
+						}
+						// Not to be interrupted in the middle of a slot.
+						if err := s.stack.Redis.Reshard(context.WithoutCancel(ctx), to, slots...); err != nil {
+							return err
+						}
+						moved += len(slots)
+					}
+					return nil
+				}), nil
+			},
+		},
+		{
+			name: "redis-moved", about: "all six nodes move to other addresses at once", least: 6 * time.Second,
+			inject: func(ctx context.Context, s *stand) (func(context.Context) error, error) {
+				return s.restored(none), s.stack.Redis.Move(context.WithoutCancel(ctx))
+			},
+		},
+		ofLinks("redis-deaf", "commands reach Redis and are executed, but no reply comes back", 3*time.Second,
+			func(s *stand) []*devstack.Proxy { return s.links(toRedis) }, func(p *devstack.Proxy) { p.HalfOpen(devstack.Down) }),
 		ofLinks("redis-slow", "each round trip to Redis takes 200 ms longer", 3*time.Second,
 			func(s *stand) []*devstack.Proxy { return s.links(toRedis) }, delayed(100*time.Millisecond)),
 		ofLinks("redis-half-open", "connections to Redis stay open but nothing passes", 3*time.Second,
@@ -263,7 +325,7 @@ func postgresFaults() []fault {
 				moved, err := s.stack.Postgres.Failover(context.WithoutCancel(ctx))
 				s.lostUntil = Now()
 				s.note("nobody served for %v", moved.Serves.Sub(moved.Killed).Round(time.Millisecond))
-				return func(context.Context) error { return nil }, err
+				return none, err
 			},
 		},
 		ofLinks("postgres-slow", "each round trip to Postgres takes 200 ms longer", 3*time.Second,
@@ -414,6 +476,10 @@ func partitionFaults() []fault {
 		which := func(s *stand) []*devstack.Proxy { return server.to(s.all()[0].links) }
 		all = append(all,
 			ofLinks("partition-"+server.name+"-cut", fmt.Sprintf("one replica's connections to %s break, and new ones are refused", server.name), 3*time.Second, which, (*devstack.Proxy).Cut),
+			ofLinks("partition-"+server.name+"-mute", fmt.Sprintf("nothing of one replica reaches %s; connections stay open", server.name), 3*time.Second, which,
+				func(p *devstack.Proxy) { p.HalfOpen(devstack.Up) }),
+			ofLinks("partition-"+server.name+"-deaf", fmt.Sprintf("%s hears one replica, which hears nothing; connections stay open", server.name), 3*time.Second, which,
+				func(p *devstack.Proxy) { p.HalfOpen(devstack.Down) }),
 			ofLinks("partition-"+server.name+"-stall", fmt.Sprintf("between one replica and %s nothing passes; connections stay open", server.name), 3*time.Second, which, (*devstack.Proxy).Stall),
 			ofLinks("partition-"+server.name+"-delay", fmt.Sprintf("between one replica and %s everything takes 150 ms, each way", server.name), 2*time.Second, which, delayed(150*time.Millisecond)),
 		)

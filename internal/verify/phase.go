@@ -16,7 +16,7 @@ import (
 // beginLoad has every replica begin its load.
 func (s *stand) beginLoad(ctx context.Context) error {
 	s.mu.Lock()
-	s.loading, s.files, s.loads, s.later, s.notes, s.lostUntil = true, nil, nil, nil, nil, 0
+	s.loading, s.files, s.loads, s.later, s.notes = true, nil, nil, nil, nil
 	s.mu.Unlock()
 	return s.each(func(site *site) error { return site.begin(ctx) })
 }

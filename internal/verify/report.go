@@ -81,7 +81,7 @@ func shareOf(c history.Counts) Share {
 func newPhase(f fault, h *history.History, v *history.Report) *Phase {
 	p := &Phase{
 		Fault: f.name, About: f.about,
-		Reads: v.Reads, Fresh: v.Fresh, Swept: v.Swept, Commits: len(h.Commits), Lost: len(h.Lost),
+		Reads: v.Reads, Fresh: v.Fresh, Swept: v.Swept, Commits: len(h.Commits),
 		Violations: map[string]uint64{},
 		Before:     shareOf(v.Phases[0]), During: shareOf(v.Phases[1]), After: shareOf(v.Phases[2]),
 	}
@@ -91,13 +91,17 @@ func newPhase(f fault, h *history.History, v *history.Report) *Phase {
 	for i, n := range v.ByInvariant {
 		p.Violations[i.String()] = n
 	}
-	if !f.lossy && p.Lost > 0 {
-		p.Violations["lost write"] = uint64(p.Lost)
-	}
 	for _, k := range v.Kept {
 		p.Kept = append(p.Kept, k.String())
 	}
 	return p
+}
+
+// lost notes how many acknowledged changes the phase lost.
+func (p *Phase) lost(f fault, n int) {
+	if p.Lost = n; n > 0 && !f.lossy {
+		p.Violations["lost"] = uint64(n)
+	}
 }
 
 // Broken counts the broken promises of the phase.

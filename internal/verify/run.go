@@ -251,7 +251,9 @@ func (s *stand) run(ctx context.Context, f fault, lasts time.Duration) (_ *Phase
 	}
 	h.Assign(times)
 	s.options.hold(h)
-	p := newPhase(f, h, history.Judge(h, history.Options{Lossy: f.lossy, LostUntil: s.lostUntil}))
+	// What one failover has lost, old copies may show for as long as STALE answers are given.
+	p := newPhase(f, h, history.Judge(h, history.Options{Lossy: s.lostUntil > 0, LostUntil: s.lostUntil}))
+	p.lost(f, s.newlyLost(h))
 	probe.end(p)
 	p.Notes = s.notes
 	p.Converged, p.Harm = swept.took, swept.lacked
@@ -289,4 +291,16 @@ func (s *stand) complete(p *Phase) {
 		p.WritesFailed += l.WriteErrors
 		p.FirstFail = cmp.Or(p.FirstFail, l.First)
 	}
+}
+
+// newlyLost counts acknowledged changes that Postgres does not have, and had at the end of the last phase
+// or did not know then.
+func (s *stand) newlyLost(h *history.History) (n int) {
+	for _, c := range h.Lost {
+		if at := (history.Entry{Key: c.Key, Op: c.Op}); !s.lost[at] {
+			s.lost[at] = true
+			n++
+		}
+	}
+	return n
 }

@@ -48,7 +48,8 @@ type stand struct {
 	notes     []string                      // of the phase
 	lostUntil time.Duration                 // when the server that lost commits was gone
 
-	known []history.Write // of earlier phases
+	known []history.Write        // of earlier phases
+	lost  map[history.Entry]bool // acknowledged changes that Postgres does not have
 }
 
 // site is a place for a replica: its links, which stay, and the process that is there by now.
@@ -64,12 +65,15 @@ type site struct {
 // links are one replica's ways to the servers.
 type links struct {
 	postgres *devstack.Proxy
-	redis    []*devstack.Proxy // in the order of the cluster's addresses
+	redis    *devstack.RedisProxies
 	nats     *devstack.NATSProxy
 }
 
 func (l links) all() []*devstack.Proxy {
-	all := slices.Clone(l.redis)
+	var all []*devstack.Proxy
+	if l.redis != nil {
+		all = l.redis.All()
+	}
 	if l.postgres != nil {
 		all = append(all, l.postgres)
 	}
@@ -81,15 +85,16 @@ func (l links) all() []*devstack.Proxy {
 
 func (l links) close() {
 	for _, p := range l.all() {
-		if p != nil {
-			p.Close()
-		}
+		p.Close() // also each of redis
+	}
+	if l.redis != nil {
+		l.redis.Close()
 	}
 }
 
 // raise starts everything. When it fails, or ctx ends, nothing is left.
 func raise(ctx context.Context, o Options) (_ *stand, err error) {
-	s := &stand{options: o, stack: o.Stack, app: "v" + strings.ToLower(rand.Text()[:10])}
+	s := &stand{options: o, stack: o.Stack, lost: map[history.Entry]bool{}, app: "v" + strings.ToLower(rand.Text()[:10])}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, s.lower())
@@ -178,22 +183,11 @@ func (s *stand) lower() error {
 // addSite makes a place for a replica, with links of its own and without a process.
 func (s *stand) addSite() (*site, error) {
 	site := &site{stand: s}
-	var err error
-	link := func(to string) *devstack.Proxy {
-		p, perr := devstack.NewProxy(to)
-		err = errors.Join(err, perr)
-		return p
-	}
-	var perr error
-	site.links.postgres, perr = s.stack.Postgres.Proxy()
-	err = errors.Join(err, perr)
-	for _, addr := range s.stack.Redis.Addrs() {
-		site.links.redis = append(site.links.redis, link(addr))
-	}
-	if err == nil {
-		site.links.nats, err = devstack.NewNATSProxy(hostOf(s.stack.NATS.URL()), s.options.Seed)
-	}
-	if err != nil {
+	var err, redis, nats error
+	site.links.postgres, err = s.stack.Postgres.Proxy()
+	site.links.redis, redis = s.stack.Redis.Proxies()
+	site.links.nats, nats = devstack.NewNATSProxy(hostOf(s.stack.NATS.URL()), s.options.Seed)
+	if err := errors.Join(err, redis, nats); err != nil {
 		site.links.close()
 		return nil, err
 	}
@@ -227,10 +221,7 @@ func (s *site) start(ctx context.Context) error {
 		Replica: s.stand.started.Add(1), App: s.stand.app,
 		Postgres: s.stand.stack.Postgres.DSNVia(s.links.postgres.Addr(), s.stand.database),
 		NATS:     via(s.stand.stack.NATS.URL(), s.links.nats.Addr()),
-		Redis:    s.stand.stack.Redis.Addrs(), RedisDial: map[string]string{},
-	}
-	for i, addr := range at.Redis {
-		at.RedisDial[addr] = s.links.redis[i].Addr()
+		Redis:    []string{s.links.redis.Service().Addr()}, RedisDial: s.links.redis.Map(),
 	}
 	p, err := startProcess(ctx, s.stand.options.Program, s.stand.setup(at), s.stand.options.Log)
 	if err != nil {

@@ -34,9 +34,10 @@ type Endpoints struct {
 	App string
 	// Postgres is a URL for lib/pq.
 	Postgres string
-	// Redis are the addresses that the nodes of the cluster have and tell to clients.
+	// Redis are addresses of the cluster to begin with. They stay the same wherever its nodes move.
 	Redis []string
-	// RedisDial says for each of these addresses where to dial instead. Use [Endpoints.RedisAddr].
+	// RedisDial says for each address that a node may tell to clients where to dial instead. Use
+	// [Endpoints.RedisAddr].
 	RedisDial map[string]string
 	// NATS is a URL.
 	NATS string
