@@ -144,7 +144,7 @@ func (j *judge) answers() {
 	}
 	j.reads = newBuckets(len(j.ordered), of)
 
-	of = of[:0]
+	var keys []uint32
 	j.lists = map[uint64][]int{}
 	j.heads = make([]Read, len(j.h.Lists))
 	j.behind = make([]time.Duration, len(j.h.Lists))
@@ -154,11 +154,11 @@ func (j *judge) answers() {
 		j.report.count(&j.heads[i])
 		j.lists[r.Group] = append(j.lists[r.Group], i)
 		for _, e := range r.Entries {
-			of = append(of, number[e.Key])
+			keys = append(keys, number[e.Key])
 			j.refs = append(j.refs, ref{i, e.Op})
 		}
 	}
-	j.entries = newBuckets(len(j.ordered), of)
+	j.entries = newBuckets(len(j.ordered), keys)
 }
 
 // asRead is the list's answer about one key.
@@ -285,6 +285,7 @@ func (j *judge) answer(l *line, a *answer, seen []shown, replicas map[memory]int
 	a.place = -1
 	r := a.read
 	switch j.ofLost(l, a) {
+	case lostNot:
 	case lostInTime:
 		j.report.Excused++
 		return

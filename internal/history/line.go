@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"sort"
+	"strings"
 	"time"
 )
 
@@ -156,10 +157,10 @@ func (l *line) behind(place int, at time.Duration) time.Duration {
 // around describes the commits near two places, for people.
 func (l *line) around(a, b int) string {
 	from, to := max(min(a, b)-1, 0), min(max(a, b)+2, len(l.commits))
-	text := ""
+	var text strings.Builder
 	for i := from; i < to; i++ {
 		if i-from == 8 {
-			text += fmt.Sprintf("; ... (%d more)", to-i)
+			fmt.Fprintf(&text, "; ... (%d more)", to-i)
 			break
 		}
 		c := &l.commits[i]
@@ -172,12 +173,12 @@ func (l *line) around(a, b int) string {
 		case c.Group != 0:
 			state += fmt.Sprintf(" in group %d", c.Group)
 		}
-		text += fmt.Sprintf("; #%d %s", i, state)
+		fmt.Fprintf(&text, "; #%d %s", i, state)
 		if i > 0 {
-			text += ", sent " + instant(c.Sent) + ", acked " + instant(c.Acked)
+			text.WriteString(", sent " + instant(c.Sent) + ", acked " + instant(c.Acked))
 		}
 	}
-	return text
+	return text.String()
 }
 
 func instant(t time.Duration) string {
