@@ -297,7 +297,7 @@ func (w *world) pick() *virtual {
 }
 
 // run has clients at work for so long: readers of each budget on each replica, sessions that wander
-// between the replicas, and other services that write.
+// between the replicas with a token, sessions that stay, and other services that write.
 func (w *world) run(d time.Duration) {
 	w.t.Helper()
 	ctx, cancel := context.WithTimeout(w.t.Context(), d)
@@ -332,6 +332,19 @@ func (w *world) run(d time.Duration) {
 				}
 			} else {
 				token = v.read(ctx, key, session+1, token, time.Second, time.Duration(session%2)*time.Minute)
+			}
+		})
+	}
+	for place := range worldReplicas {
+		again(40*time.Millisecond, func() { // a session that stays on its replica needs no token
+			w.mu.Lock()
+			v := w.replicas[place]
+			w.mu.Unlock()
+			session, key := 100+uint64(v.number), anyKey()
+			if w.chance(0.2) {
+				_, _ = w.write(ctx, v, key, session) // it may fail, and then promises nothing
+			} else {
+				v.read(ctx, key, session, Token{}, time.Second, 0)
 			}
 		})
 	}
