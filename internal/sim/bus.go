@@ -83,11 +83,11 @@ func (w *world) beats(r *replica) {
 // oddHint lets a replica hear what nobody has published now.
 func (w *world) oddHint(op Op) {
 	to := w.replicas[op.Replica]
-	hint := coherence.Hint{Boot: to.boot + 1<<20, Seq: 1, Timeline: w.postgres.timeline, XID: w.postgres.next + 1<<40,
+	hint := coherence.Hint{Boot: to.boot + 1<<20, Seq: 1, Timeline: w.postgres.Timeline(), XID: w.postgres.NextXID() + 1<<40,
 		Scopes: []coherence.ScopeHash{coherence.Entity(namespace, strconv.Itoa(max(op.Key, 1))).Hash()}}
 	switch op.Kind {
 	case HintsOfAnother:
-		hint.Timeline, hint.XID = hint.Timeline+1000, w.postgres.next
+		hint.Timeline, hint.XID = hint.Timeline+1000, w.postgres.NextXID()
 	case HintsFromBefore:
 		if len(to.heard) == 0 {
 			return

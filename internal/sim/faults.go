@@ -1,6 +1,12 @@
 package sim
 
-import "time"
+import (
+	"strings"
+	"time"
+
+	"github.com/freshet-cache/freshet/coherence"
+	"github.com/freshet-cache/freshet/internal/model"
+)
 
 // faults says until when each fault lasts, on the history's clock; 0 = it has not been. Those of
 // replicas stand by place.
@@ -8,7 +14,7 @@ type faults struct {
 	postgresDown, postgresSilent, commitsUnknown time.Duration
 	redisDown, redisSilent, redisLate            time.Duration
 	shardSilent                                  [shards]time.Duration
-	pollsLost, pollsSlow, loadsSlow              [maxReplicas]time.Duration
+	pollsLost, pollsSlow, loadsSlow, standby     [maxReplicas]time.Duration
 	hintsLost, hintsLate, hintsTwice             [maxReplicas]time.Duration
 }
 
@@ -37,16 +43,21 @@ func (w *world) fault(op Op) {
 	case PostgresSilent:
 		w.during(&f.postgresSilent, op.For)
 	case PostgresCrash:
-		w.postgres.crash()
+		w.postgres.Crash(op.N%2 == 0)
+		w.olds = nil
 		w.during(&f.postgresDown, op.For)
 	case PostgresFailover:
-		w.lost(w.postgres.failover(op.N))
+		w.out.Lost += len(w.postgres.Failover(op.N, op.N%2 == 0))
+		w.olds = nil
+		w.observe()
 		w.during(&f.postgresDown, op.For)
+	case LoadsFromStandby:
+		each(&f.standby)
 	case CommitsUnknown:
 		w.during(&f.commitsUnknown, op.For)
 	case TrimLog:
-		w.postgres.trim(w.now(), 0)
-		w.postgres.trim(w.now()+1, 0)
+		w.postgres.Trim(w.now(), 0, model.TrimAtMost)
+		w.postgres.Trim(w.now()+1, 0, model.TrimAtMost)
 	case PollsLost:
 		each(&f.pollsLost)
 	case PollsSlow:
@@ -62,14 +73,20 @@ func (w *world) fault(op Op) {
 	case ShardSilent:
 		w.during(&f.shardSilent[op.N%shards], op.For)
 	case RedisFailover:
-		w.redis.failover(op.N)
+		for shard := range shards {
+			w.redis.Replicate(shard, max(w.redis.Behind(shard)-op.N, 0))
+			w.redis.Failover(shard)
+		}
 	case RedisDump:
-		w.redis.restore()
+		for shard, dump := range w.dumps[0] {
+			w.redis.Restart(shard, dump)
+		}
 	case RedisFlush:
-		w.redis.flush()
-	case RedisEvict:
-		_, d := w.name(scheduler, callOp, "evict")
-		w.redis.evict(d, op.N)
+		for shard := range shards {
+			w.redis.Flush(shard)
+		}
+	case RedisEvict, RedisMixed:
+		w.spoil(op)
 	case HintsLost:
 		each(&f.hintsLost)
 	case HintsLate:
@@ -86,6 +103,53 @@ func (w *world) fault(op Op) {
 	default:
 	}
 }
+
+// lagging is the state that the replica's loads are answered from; nil = the present one.
+func (w *world) lagging(r *replica) *coherence.Snapshot {
+	if w.faults.standby[r.place] <= w.now() || len(w.olds) == 0 {
+		return nil
+	}
+	return &w.olds[0]
+}
+
+// spoil evicts some keys, or puts the value of one under the next, or cuts it.
+func (w *world) spoil(op Op) {
+	_, d := w.name(scheduler, callOp, op.Kind.String())
+	before := ""
+	for shard := range shards {
+		for _, key := range w.redis.Keys(w.now(), shard) {
+			value, _ := w.redis.Get(w.now(), key)
+			switch {
+			case op.Kind == RedisEvict:
+				if d.one(op.N) {
+					w.redis.Evict(key)
+				}
+			case strings.HasSuffix(key, ":lease"):
+				continue
+			case d.one(8):
+				w.redis.Set(w.now(), key, value[:d.n(len(value))], time.Hour)
+			case before != "":
+				w.redis.Set(w.now(), key, before, time.Hour)
+			}
+			before = value
+		}
+	}
+}
+
+// save lets Redis write its state to disk now and then.
+func (w *world) save() {
+	w.dumps[0], w.dumps[1] = w.dumps[1], nil
+	for shard := range shards {
+		w.dumps[1] = append(w.dumps[1], w.redis.Save(shard))
+	}
+	w.at(w.now()+saveEvery, scheduler, callOp, "save", 0, w.save)
+}
+
+// shards of the simulated Redis, and how often it saves.
+const (
+	shards    = 2
+	saveEvery = 500 * time.Millisecond
+)
 
 // heal ends every fault.
 func (w *world) heal() {
@@ -129,7 +193,7 @@ func (r *replica) wayOfLoads(d *draw) way {
 func (w *world) wayToRedis(key string) func(d *draw) way {
 	return func(d *draw) way {
 		switch {
-		case w.faults.redisSilent > w.now(), w.faults.shardSilent[shardOf(key)] > w.now():
+		case w.faults.redisSilent > w.now(), w.faults.shardSilent[w.redis.Shard(key)] > w.now():
 			return way{lost: true}
 		case w.faults.redisLate > w.now():
 			return way{slow: d.span(0, time.Second)}

@@ -11,7 +11,7 @@ func Generate(seed uint64) Plan {
 	d := &draw{mix(seed, 42)}
 	p := Plan{Seed: seed, Setup: Setup{
 		Replicas:    pick(d, 1, 2, 2, 2, 3, 3, 4, 5),
-		Keys:        pick(d, 1, 2, 3, 4, 6),
+		Keys:        pick(d, 1, 2, 3, 4, 6, 12),
 		Groups:      pick(d, 1, 2, 2, 3),
 		Interval:    pick(d, 50*time.Millisecond, 100*time.Millisecond, 250*time.Millisecond),
 		Retention:   pick(d, time.Hour, time.Hour, time.Hour, time.Second),
@@ -19,19 +19,24 @@ func Generate(seed uint64) Plan {
 		Scopes:      pick(d, 8, 8, 32, 256),
 		PollTimeout: pick(d, 200*time.Millisecond, time.Second),
 		TTL:         pick(d, time.Hour, time.Hour, time.Second),
-		MaxEntries:  pick(d, 100, 100, 100, 2),
+		MaxEntries:  pick(d, 100, 100, 100, 1, 2),
 		Slow:        pick(d, 0, 10, 30, 100),
+		Func:        pick(d, 0, 0, 0, 1),
 	}}
 	length := d.span(time.Second, 5*time.Second)
-	for range d.n(3) {
-		p.Ops = append(p.Ops, faultOf(d, p.Setup, length))
-	}
 	mix := workload{
 		writes: pick(d, 5, 15, 30, 50), hot: d.one(3), outside: pick(d, 0, 30, 100), odd: pick(d, 5, 20, 60), sessions: pick(d, 0, 2, 4),
 		stale: d.one(3), bursts: d.one(2),
 	}
+	for range d.n(5) {
+		fault := faultOf(d, p.Setup, length)
+		p.Ops = append(p.Ops, fault)
+		for range d.n(8) { // clients while it is new
+			p.Ops = append(p.Ops, opOf(d, p.Setup, mix, fault.At+d.span(0, pick(d, 2*time.Millisecond, 60*time.Millisecond, time.Second))))
+		}
+	}
 	var at time.Duration
-	for range 20 + d.n(100) {
+	for range 10 + d.n(90) {
 		switch {
 		case mix.bursts && !d.one(6):
 			at += d.span(10*time.Microsecond, 3*time.Millisecond)
@@ -40,9 +45,11 @@ func Generate(seed uint64) Plan {
 		}
 		p.Ops = append(p.Ops, opOf(d, p.Setup, mix, at))
 	}
-	slices.SortStableFunc(p.Ops, func(a, b Op) int { return cmp.Compare(a.At, b.At) })
+	slices.SortStableFunc(p.Ops, earlier)
 	return p
 }
+
+func earlier(a, b Op) int { return cmp.Compare(a.At, b.At) }
 
 // workload is what the clients of a history do, in percent.
 type workload struct {
@@ -63,7 +70,7 @@ func opOf(d *draw, s Setup, mix workload, at time.Duration) Op {
 	if d.n(100) < mix.writes {
 		op.Kind = Put
 		if d.n(100) < mix.odd {
-			op.Kind = pick(d, Delete, Delete, Delete, Detail, Detail, Replace, Savepoint, Abort, Bulk, Truncate)
+			op.Kind = pick(d, Delete, Delete, Delete, Detail, Detail, Replace, Savepoint, Abort, Bulk, Truncate, Rekey)
 		}
 		if d.n(100) < mix.outside {
 			op.Replica, op.Session = -1, 0
@@ -98,6 +105,9 @@ func faultOf(d *draw, s Setup, length time.Duration) Op {
 	op.At = d.span(0, length)
 	op.For = d.span(10*time.Millisecond, 2*time.Second)
 	op.N = 1 + d.n(8)
+	if op.Kind == PostgresCrash || op.Kind == PostgresFailover || d.one(4) {
+		op.For = d.span(0, pick(d, time.Millisecond, 20*time.Millisecond, 500*time.Millisecond))
+	}
 	switch op.Kind {
 	case Stop, Restart, HintsAbsurd, HintsOfAnother, HintsFromBefore:
 	default:

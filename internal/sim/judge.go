@@ -201,17 +201,18 @@ func (h *record) forward(l line, answers []*answer, wrote []learned) *Violation 
 	s := h.segments[l.register]
 	places := make([]int, len(answers))
 	for i, a := range answers {
-		least, why := 0, ""
+		least := 0
+		var after *answer
 		if !l.own {
 			for j, before := range answers[:i] {
 				if before.returned < a.invoked && places[j] > least {
-					least, why = places[j], "after the answer "+h.explain(before)
+					least, after = places[j], before
 				}
 			}
 		}
 		for _, w := range wrote {
 			if w.at < a.invoked && w.segment > least {
-				least, why = w.segment, fmt.Sprintf("after its own write of %d, told at %v", s[w.segment].value, w.at)
+				least, after = w.segment, nil
 			}
 		}
 		place := -1
@@ -227,6 +228,10 @@ func (h *record) forward(l line, answers []*answer, wrote []learned) *Violation 
 					invariant := "I3"
 					if l.session != 0 || l.own {
 						invariant = "I2"
+					}
+					why := fmt.Sprintf("after its own write of %d", s[least].value)
+					if after != nil {
+						why = "after the answer " + h.explain(after)
 					}
 					return &Violation{Invariant: invariant, Text: "goes back: " + h.explain(a) + ", " + why}
 				}

@@ -4,11 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"strconv"
 	"time"
 
 	"github.com/freshet-cache/freshet/coherence"
+	"github.com/freshet-cache/freshet/internal/model"
 	"github.com/freshet-cache/freshet/tiers"
 )
 
@@ -70,7 +70,7 @@ func (w *world) read(op Op, r *replica) {
 		result, err := r.rows.Lookup(r.life, strconv.Itoa(op.Key), want)
 		told(w, op, r, register{rowRegister, op.Key}, invoked, &result, result.Value.Op, err)
 	case ReadDetail:
-		result, err := r.details.Lookup(r.life, strconv.Itoa(op.Key), want)
+		result, err := r.detail.Lookup(r.life, strconv.Itoa(op.Key), want)
 		told(w, op, r, register{detailRegister, op.Key}, invoked, &result, result.Value.Op, err)
 	case ReadList:
 		result, err := r.lists.Lookup(r.life, listID(op.Key), want)
@@ -96,10 +96,12 @@ func (w *world) read(op Op, r *replica) {
 func sumOf(list []Entry) uint64 {
 	sum := uint64(1)
 	for _, e := range list {
-		sum = mix(mix(sum, uint64(e.Key)), e.Op)
+		sum = addTo(sum, e)
 	}
 	return sum
 }
+
+func addTo(sum uint64, e Entry) uint64 { return mix(mix(sum, uint64(e.Key)), e.Op) }
 
 // told notes an answer. A process that was killed meanwhile has answered nobody.
 func told[V any](w *world, op Op, r *replica, reg register, invoked time.Duration, result *tiers.Result[V], value uint64, err error) {
@@ -109,9 +111,12 @@ func told[V any](w *world, op Op, r *replica, reg register, invoked time.Duratio
 		return
 	}
 	w.out.Reads++
-	sweep := op.N == sweeping
+	sweep := op.N < 0
 	if sweep && (err != nil || !result.Fresh) {
-		w.out.Violations = append(w.out.Violations, Violation{"I5", fmt.Sprintf("%v on %s is not FRESH after everything healed: %v", reg, w.nameOf(r.boot), err)})
+		w.broken("I5", "%v on %s is not FRESH after everything healed: %v", reg, w.nameOf(r.boot), err)
+	}
+	if op.N == sweepingL1 && err == nil && result.Tier != tiers.TierL1 {
+		w.broken("I5", "%v on %s comes from %v although nothing has changed since it was read", reg, w.nameOf(r.boot), result.Tier)
 	}
 	if err != nil {
 		w.out.Errors++
@@ -137,7 +142,7 @@ func told[V any](w *world, op Op, r *replica, reg register, invoked time.Duratio
 	if result.Fresh {
 		w.out.Fresh++
 	}
-	if w.trace != nil {
+	if w.trace != nil && !sweep {
 		label := "STALE"
 		if result.Fresh {
 			label = "FRESH"
@@ -147,17 +152,22 @@ func told[V any](w *world, op Op, r *replica, reg register, invoked time.Duratio
 	}
 }
 
+// broken notes a broken promise that the judge cannot see in the history.
+func (w *world) broken(invariant, format string, args ...any) {
+	w.out.Violations = append(w.out.Violations, Violation{invariant, fmt.Sprintf(format, args...)})
+}
+
 // write is one write transaction.
 type write struct {
 	op      Op
 	from    uint64 // the replica's boot, or outsider
-	tx      *transaction
+	tx      *model.Tx[Value]
 	number  uint64
 	changed []register
 	places  []int // segments of changed
 }
 
-// lockTimeout bounds a statement, and with it the wait for a row's lock; it ends deadlocks, too.
+// lockTimeout bounds a statement, and with it the wait for a lock.
 const lockTimeout = 500 * time.Millisecond
 
 var errAborted = errors.New("the writer aborts")
@@ -171,54 +181,14 @@ func (w *world) write(op Op, r *replica) {
 	w.mu.Lock()
 	w.out.Writes++
 	w.ops++
-	t.number = w.ops << 8 // with room for the rows of a bulk write
+	t.number = w.ops << 12 // with room for the rows of a bulk write
 	w.mu.Unlock()
-	statement := func(kind callKind, f func() error) error {
-		return w.call(context.Background(), request{
-			from: t.from, kind: kind, key: strconv.FormatUint(t.number, 10), timeout: lockTimeout, way: w.wayToPostgres,
-			do: func() error {
-				if w.faults.postgresDown > w.now() {
-					return errRefused
-				}
-				return f()
-			},
-		})
-	}
-	var written coherence.Wrote
-	err := statement(callBegin, func() error { t.tx = w.postgres.transaction(); return nil })
-	if err == nil {
-		for _, step := range w.steps(t) {
-			if err = statement(callStatement, step); err != nil {
-				break
-			}
-		}
-	}
-	if op.For > 0 && err == nil {
-		w.sleep(op.For)
-	}
-	if err == nil && r != nil {
-		err = statement(callReadBack, func() error {
-			if err := t.tx.usable(); err != nil {
-				return err
-			}
-			written.Timeline, written.XID = w.postgres.timeline, t.tx.xid
-			for _, scope := range t.tx.log {
-				written.Scopes = append(written.Scopes, scope.Hash())
-			}
-			return nil
-		})
-	}
+	written, err := w.transact(t, r != nil)
 	if err == nil && op.Kind == Abort {
 		err = errAborted
 	}
 	if err != nil {
-		// The server rolls back when the connection goes, or when it is told.
-		_ = w.call(context.Background(), request{from: outsider, kind: callEnd, key: strconv.FormatUint(t.number, 10), do: func() error {
-			if t.tx != nil {
-				t.tx.rollback()
-			}
-			return nil
-		}})
+		w.giveUp(t)
 		if w.trace != nil {
 			w.mu.Lock()
 			w.say(t.from, "%v %d is rolled back: %v", op.Kind, t.number, err)
@@ -226,25 +196,78 @@ func (w *world) write(op Op, r *replica) {
 		}
 		return
 	}
-	err = w.call(context.Background(), request{
-		from: t.from, kind: callCommit, key: strconv.FormatUint(t.number, 10), timeout: time.Second, way: w.wayOfCommits,
-		do: func() error {
-			if w.faults.postgresDown > w.now() {
-				return errRefused
-			}
-			return w.commit(t)
-		},
-	})
+	err = w.statement(t, callCommit, w.wayOfCommits, func() error { return w.commit(t) })
 	if err != nil {
-		// The connection is given up: what has not been committed by now will not be.
-		_ = w.call(context.Background(), request{from: outsider, kind: callEnd, key: strconv.FormatUint(t.number, 10), do: func() error {
-			t.tx.rollback()
-			return nil
-		}})
+		w.giveUp(t) // what has not been committed by now will not be
 	}
 	if r != nil {
 		w.announce(t, r, written, err)
 	}
+}
+
+// transact is everything before the commit.
+func (w *world) transact(t *write, readBack bool) (written coherence.Wrote, err error) {
+	err = w.statement(t, callBegin, w.wayToPostgres, func() error { t.tx = w.postgres.Begin(); return nil })
+	if err != nil {
+		return written, err
+	}
+	for _, step := range w.steps(t) {
+		waits := false
+		err = w.statement(t, callStatement, w.wayToPostgres, func() (err error) {
+			if waits {
+				_, err = t.tx.Resume()
+			} else {
+				err = step()
+			}
+			if waits = errors.Is(err, model.ErrBlocked); waits {
+				return errBlocked
+			}
+			return err
+		})
+		if err != nil {
+			return written, err
+		}
+	}
+	if t.op.For > 0 {
+		w.sleep(t.op.For)
+	}
+	if !readBack {
+		return written, nil
+	}
+	err = w.statement(t, callReadBack, w.wayToPostgres, func() error {
+		if !t.tx.Open() {
+			return errGone
+		}
+		written.Timeline, written.XID = w.postgres.Timeline(), t.tx.XID()
+		for _, scope := range t.tx.Log() {
+			written.Scopes = append(written.Scopes, scope.Hash())
+		}
+		return nil
+	})
+	return written, err
+}
+
+// statement sends one statement of the writer's.
+func (w *world) statement(t *write, kind callKind, way func(*draw) way, f func() error) error {
+	return w.call(context.Background(), request{
+		from: t.from, kind: kind, key: strconv.FormatUint(t.number, 10), timeout: lockTimeout, way: way,
+		do: func() error {
+			if w.faults.postgresDown > w.now() {
+				return errRefused
+			}
+			return f()
+		},
+	})
+}
+
+// giveUp closes the writer's connection: the server rolls back.
+func (w *world) giveUp(t *write) {
+	_ = w.call(context.Background(), request{from: outsider, kind: callEnd, key: strconv.FormatUint(t.number, 10), do: func() error {
+		if t.tx != nil {
+			t.tx.Rollback()
+		}
+		return nil
+	}})
 }
 
 // sleep lets virtual time pass for an operation.
@@ -256,92 +279,85 @@ func (w *world) sleep(d time.Duration) {
 	<-done
 }
 
-// steps are the statements of a write. The scopes of each are those that freshet.watch would log.
+// steps are the statements of a write.
 func (w *world) steps(t *write) []func() error {
-	op, tx := t.op, func() *transaction { return t.tx }
-	put := func(key, group int, number uint64) func() error {
-		return func() error {
-			if err := tx().lock(key); err != nil {
-				return err
-			}
-			was := tx().row(key)
-			is := was
-			is.op, is.group = number, group
-			tx().set(key, is)
-			tx().changed(coherence.Entity(namespace, strconv.Itoa(key)))
-			for _, g := range slices.Compact([]int{was.group, group}) {
-				if g != 0 {
-					tx().changed(coherence.Tag(tagOf(g)))
-				}
-			}
-			return nil
-		}
-	}
-	all := func(group func(was row) int, scope coherence.Scope) func() error {
-		return func() error {
-			keys := make([]int, w.plan.Keys)
-			for i := range keys {
-				keys[i] = i + 1
-			}
-			if err := tx().lock(keys...); err != nil {
-				return err
-			}
-			for _, key := range keys {
-				is := tx().row(key)
-				is.op, is.group = t.number+uint64(key), group(is)
-				tx().set(key, is)
-			}
-			tx().changed(scope)
-			return nil
-		}
-	}
+	op := t.op
 	group := min(max(op.N, 1), w.plan.Groups)
-	other := op.Key%w.plan.Keys + 1
+	next := op.Key%w.plan.Keys + 1
+	put := func(key int, number uint64) func() error {
+		return func() error {
+			is := Value{number, group}
+			_, err := t.tx.Upsert(uint64(key), is, nil)
+			return err
+		}
+	}
+	remove := func() error { _, err := t.tx.Delete(uint64(op.Key)); return err }
 	switch op.Kind {
 	case Put, Abort:
-		return []func() error{put(op.Key, group, t.number)}
+		return []func() error{put(op.Key, t.number)}
 	case Delete:
-		return []func() error{put(op.Key, 0, t.number)}
+		return []func() error{remove}
 	case Replace:
-		return []func() error{put(op.Key, 0, t.number), put(op.Key, group, t.number+1)}
+		return []func() error{remove, put(op.Key, t.number)}
 	case Savepoint:
-		steps := []func() error{put(op.Key, group, t.number), func() error { tx().savepoint(); return nil }}
-		if other != op.Key {
-			steps = append(steps, put(other, group, t.number+1))
-		}
-		return append(steps, func() error { tx().rollbackTo(); return nil })
+		return []func() error{put(op.Key, t.number), func() error { return t.tx.Savepoint() }, put(next, t.number+1), func() error { return t.tx.RollbackTo() }}
 	case Detail:
-		return []func() error{func() error {
-			if err := tx().lock(op.Key); err != nil {
+		return []func() error{
+			func() error {
+				_, err := t.tx.Upsert(uint64(details+op.Key), Value{Op: t.number}, nil)
 				return err
-			}
-			is := tx().row(op.Key)
-			is.detail = t.number
-			tx().set(op.Key, is)
-			tx().changed(coherence.View(namespace, strconv.Itoa(op.Key), "detail"))
-			return nil
-		}}
+			},
+			func() error { return t.tx.Invalidate(coherence.View(namespace, strconv.Itoa(op.Key), "detail")) },
+		}
 	case Bulk:
-		return []func() error{all(func(was row) int { return max(was.group, 1) }, coherence.Namespace(namespace))}
+		return []func() error{func() error {
+			keys := make([]uint64, w.plan.Keys)
+			for i := range keys {
+				keys[i] = uint64(i + 1)
+			}
+			_, err := t.tx.Update(keys, func(key uint64, old Value) Value { return Value{t.number + key, old.Group} })
+			return err
+		}}
 	case Truncate:
-		return []func() error{all(func(row) int { return 0 }, coherence.Everything())}
+		return []func() error{func() error { _, err := t.tx.Truncate(); return err }}
+	case Rekey:
+		return []func() error{
+			func() error { _, err := t.tx.Delete(uint64(next)); return err },
+			func() error { _, err := t.tx.Rekey(uint64(op.Key), uint64(next)); return err },
+		}
 	default:
 		return nil
 	}
 }
 
+// watch is what freshet.watch was told of the table.
+func watch() model.Watch[Value] {
+	return model.Watch[Value]{Namespace: namespace, Tags: func(key uint64, row Value) []string {
+		if key >= details {
+			return nil
+		}
+		return []string{tagOf(row.Group)}
+	}}
+}
+
 // commit carries out a commit that has arrived at Postgres.
 func (w *world) commit(t *write) error {
-	if err := t.tx.commit(); err != nil {
+	if err := t.tx.Commit(); err != nil {
 		return err
+	}
+	if w.olds = append(w.olds, w.postgres.Snapshot()); len(w.olds) > maxOlds {
+		w.olds = w.olds[1:]
 	}
 	t.changed, t.places = w.observe()
 	w.out.Commits++
 	if w.trace != nil {
-		w.say(t.from, "COMMIT of %v %d, transaction %d: %v", t.op.Kind, t.number, t.tx.xid, t.tx.changes)
+		w.say(t.from, "COMMIT of %v %d, transaction %d, which logged %v", t.op.Kind, t.number, t.tx.XID(), t.tx.Log())
 	}
 	return nil
 }
+
+// maxOlds bounds how many commits a standby lags.
+const maxOlds = 8
 
 // observe notes what Postgres holds now, and returns what is new.
 func (w *world) observe() (changed []register, places []int) {
@@ -352,22 +368,21 @@ func (w *world) observe() (changed []register, places []int) {
 			changed, places = append(changed, reg), append(places, place)
 		}
 	}
-	lists := make([][]Entry, w.plan.Groups+1)
-	for key, row := range w.postgres.rows {
-		if key == 0 {
-			continue
+	lists := make([]uint64, w.plan.Groups+1)
+	for group := range lists {
+		lists[group] = sumOf(nil)
+	}
+	for key := 1; key <= w.plan.Keys; key++ {
+		row, ok := w.postgres.Get(uint64(key))
+		if ok {
+			lists[row.Group] = addTo(lists[row.Group], Entry{key, row.Op})
 		}
-		value := row.op
-		if row.group == 0 {
-			value = 0
-		} else {
-			lists[row.group] = append(lists[row.group], Entry{key, row.op})
-		}
-		note(register{rowRegister, key}, value)
-		note(register{detailRegister, key}, row.detail)
+		note(register{rowRegister, key}, row.Op)
+		row, _ = w.postgres.Get(uint64(details + key))
+		note(register{detailRegister, key}, row.Op)
 	}
 	for group := 1; group <= w.plan.Groups; group++ {
-		note(register{listRegister, group}, sumOf(lists[group]))
+		note(register{listRegister, group}, lists[group])
 	}
 	return changed, places
 }
@@ -387,8 +402,10 @@ func (w *world) announce(t *write, r *replica, written coherence.Wrote, failed e
 	r.shared.Own.Wrote(r.tracker.Now(), written.Scopes, false)
 	w.publish(r, written)
 	var keys []string
-	for _, key := range t.tx.keys() {
-		keys = append(keys, must(r.rows.L2Key(key)), must(r.details.L2Key(key)))
+	for _, scope := range t.tx.Log() {
+		if scope.Kind == coherence.KindEntity {
+			keys = append(keys, must(r.rows.L2Key(scope.ID)), must(r.detail.L2Key(scope.ID)))
+		}
 	}
 	if len(keys) > 0 && r.shared.L2.Available(keys[0]) {
 		_ = r.shared.L2.Unlink(r.life, keys...)
@@ -411,15 +428,4 @@ func (w *world) announce(t *write, r *replica, written coherence.Wrote, failed e
 	if w.trace != nil {
 		w.say(r.boot, "%v %d is acknowledged", t.op.Kind, t.number)
 	}
-}
-
-// keys are the ids of the rows for which the transaction logged a change of their own.
-func (t *transaction) keys() []string {
-	var ids []string
-	for _, scope := range t.log {
-		if scope.Kind == coherence.KindEntity {
-			ids = append(ids, scope.ID)
-		}
-	}
-	return ids
 }

@@ -32,6 +32,8 @@ type Setup struct {
 	MaxEntries int
 	// Slow: one call in so many takes up to 100 times as long; 0 = none.
 	Slow int
+	// Func: rows are loaded by a function instead of SQL; 0 = no.
+	Func int
 }
 
 // Op is one thing that happens at a time of its own: a read, a write or a fault.
@@ -64,8 +66,9 @@ const (
 	Put       // writes a row, in group N
 	Delete    // deletes a row
 	Detail    // changes what only the detail view shows
-	Bulk      // writes every row; one change for the whole namespace
-	Truncate  // deletes every row; one change for everything
+	Bulk      // writes every row in one statement
+	Truncate  // deletes every row; one change for the namespace and one for everything
+	Rekey     // gives a row the next key
 	Replace   // deletes a row and inserts it anew, in one transaction, in group N
 	Savepoint // writes Key, then the next key behind a savepoint to which it goes back
 	Abort     // writes a row and rolls back
@@ -78,6 +81,7 @@ const (
 	PollsLost        // of the replica
 	PollsSlow        // of the replica
 	LoadsSlow        // of the replica
+	LoadsFromStandby // of the replica: they are answered from a state of some commits ago
 	CommitsUnknown   // the replies of commits are lost
 	TrimLog          // all of the log that may go, goes
 
@@ -89,6 +93,7 @@ const (
 	RedisDump     // comes back with a state of long ago
 	RedisFlush    // loses everything
 	RedisEvict    // loses one key in N
+	RedisMixed    // has values under other keys, and cut ones
 
 	HintsLost       // to the replica
 	HintsLate       // to the replica
@@ -104,13 +109,13 @@ const (
 
 var opNames = [lastOp]string{
 	ReadRow: "read", ReadDetail: "read-detail", ReadMany: "read-many", ReadList: "list",
-	Put: "put", Delete: "delete", Detail: "detail", Bulk: "bulk", Truncate: "truncate", Replace: "replace",
+	Put: "put", Delete: "delete", Detail: "detail", Bulk: "bulk", Truncate: "truncate", Rekey: "rekey", Replace: "replace",
 	Savepoint: "savepoint", Abort: "abort",
 	PostgresDown: "postgres-down", PostgresSilent: "postgres-silent", PostgresCrash: "postgres-crash",
-	PostgresFailover: "postgres-failover", PollsLost: "polls-lost", PollsSlow: "polls-slow", LoadsSlow: "loads-slow",
+	PostgresFailover: "postgres-failover", PollsLost: "polls-lost", PollsSlow: "polls-slow", LoadsSlow: "loads-slow", LoadsFromStandby: "loads-from-standby",
 	CommitsUnknown: "commits-unknown", TrimLog: "trim-log",
 	RedisDown: "redis-down", RedisSilent: "redis-silent", ShardSilent: "shard-silent", RedisLate: "redis-late",
-	RedisFailover: "redis-failover", RedisDump: "redis-dump", RedisFlush: "redis-flush", RedisEvict: "redis-evict",
+	RedisFailover: "redis-failover", RedisDump: "redis-dump", RedisFlush: "redis-flush", RedisEvict: "redis-evict", RedisMixed: "redis-mixed",
 	HintsLost: "hints-lost", HintsLate: "hints-late", HintsTwice: "hints-twice", HintsAbsurd: "hints-absurd",
 	HintsOfAnother: "hints-of-another", HintsFromBefore: "hints-from-before",
 	Stop: "stop", Restart: "restart",
@@ -276,6 +281,7 @@ func (s *Setup) fields() []field {
 		{name: "ttl", span: &s.TTL},
 		{name: "entries", number: &s.MaxEntries},
 		{name: "slow", number: &s.Slow},
+		{name: "func", number: &s.Func},
 	}
 }
 

@@ -5,6 +5,8 @@ import (
 	"strings"
 	"testing/synctest"
 	"time"
+
+	"github.com/freshet-cache/freshet/internal/model"
 )
 
 // Outcome is what became of one history.
@@ -27,12 +29,13 @@ func (o *Outcome) Failed() bool { return len(o.Violations) > 0 }
 func Run(p Plan, transcript bool) Outcome {
 	w := &world{
 		plan: p, began: time.Now(), arrived: make(chan struct{}, 1), calls: map[callName]uint32{},
-		postgres: newPostgres(p.Keys), redis: newRedis(), sessions: map[int]*session{},
+		postgres: model.NewPostgres(watch(), model.FirstXID), redis: model.NewRedis(shards), sessions: map[int]*session{},
 		log: &record{segments: map[register][]segment{}},
 	}
 	if transcript {
 		w.trace = &strings.Builder{}
 	}
+	w.postgres.Renew(0)
 	w.observe()
 	w.replicas = make([]*replica, p.Replicas)
 	w.mu.Lock()
@@ -43,6 +46,7 @@ func Run(p Plan, transcript bool) Outcome {
 		_, d := w.name(r.boot, callBeat, "first")
 		w.at(d.span(0, beat), r.boot, callBeat, "", 0, func() { w.beats(r) })
 	}
+	w.save()
 	var last time.Duration
 	for i, op := range p.Ops {
 		w.at(op.At, scheduler, callOp, strconv.Itoa(i), 0, func() { w.begin(op) })
@@ -82,12 +86,6 @@ func (w *world) restart(place int) {
 	w.spawn(old.close)
 }
 
-// lost notes that a failover has lost commits.
-func (w *world) lost(commits []commit) {
-	w.out.Lost += len(commits)
-	w.observe()
-}
-
 // sweep reads everything on every replica, from what it has in L1 and then from what is in L2, and on a
 // new replica (I5): all must be FRESH and what Postgres holds.
 func (w *world) sweep() {
@@ -98,28 +96,34 @@ func (w *world) sweep() {
 	}
 	for _, r := range w.replicas {
 		w.spawn(func() {
-			w.look(r)
+			w.look(r, sweeping)
+			if w.plan.MaxEntries > 2*w.plan.Keys && w.plan.TTL >= time.Minute {
+				w.look(r, sweepingL1) // what has just been answered is a hit
+			}
 			bare := *r
-			bare.rows, bare.details, bare.lists = r.caches()
-			w.look(&bare)
+			bare.rows, bare.detail, bare.lists = r.caches()
+			w.look(&bare, sweeping)
 			bare.closeCaches()
 		})
 	}
 }
 
 // look reads everything with a replica.
-func (w *world) look(r *replica) {
+func (w *world) look(r *replica, how int) {
 	for key := 1; key <= w.plan.Keys; key++ {
-		w.read(Op{Kind: ReadRow, Key: key, Budget: converge, N: sweeping}, r)
-		w.read(Op{Kind: ReadDetail, Key: key, Budget: converge, N: sweeping}, r)
+		w.read(Op{Kind: ReadRow, Key: key, Budget: converge, N: how}, r)
+		w.read(Op{Kind: ReadDetail, Key: key, Budget: converge, N: how}, r)
 	}
 	for group := 1; group <= w.plan.Groups; group++ {
-		w.read(Op{Kind: ReadList, Key: group, Budget: converge, N: sweeping}, r)
+		w.read(Op{Kind: ReadList, Key: group, Budget: converge, N: how}, r)
 	}
 }
 
-// sweeping marks the reads of the sweep.
-const sweeping = -1
+// These mark the reads of the sweep.
+const (
+	sweeping   = -1
+	sweepingL1 = -2 // and the answer must come from L1
+)
 
 // spawn runs something beside the scheduler, which goes on until it has ended. The caller holds the
 // world's lock.

@@ -11,6 +11,9 @@ import (
 	"sync"
 	"testing/synctest"
 	"time"
+
+	"github.com/freshet-cache/freshet/coherence"
+	"github.com/freshet-cache/freshet/internal/model"
 )
 
 // world is one history as it goes: one goroutine, the scheduler, runs one event after the other, each
@@ -26,8 +29,10 @@ type world struct {
 	mu       sync.Mutex // guards what events and goroutines share; events run under it
 	calls    map[callName]uint32
 	faults   faults
-	postgres *postgres
-	redis    *redis
+	postgres *model.Postgres[Value]
+	redis    *model.Redis
+	dumps    [2][]model.RedisDump // of all shards, the older first
+	olds     []coherence.Snapshot // the latest states of Postgres, for a standby that lags
 	replicas []*replica
 	sessions map[int]*session
 	running  int                 // operations that have begun and not ended
@@ -55,6 +60,7 @@ type event struct {
 	key   string
 	n     uint32
 	order uint64
+	void  *bool // no longer of interest if it is true; nil = it always is
 	do    func()
 }
 
@@ -115,6 +121,13 @@ var callNames = [...]string{
 
 // String is the kind's name in transcripts.
 func (k callKind) String() string { return callNames[k] }
+
+// What the network says.
+var (
+	errRefused = errors.New("connection refused")
+	errGone    = errors.New("the connection is gone")
+	errBlocked = errors.New("it must wait for a lock")
+)
 
 // Actors beside the replicas' boots.
 const (
@@ -181,8 +194,13 @@ func (w *world) name(actor uint64, kind callKind, key string) (n uint32, d draw)
 
 // at lets the scheduler do something at a time.
 func (w *world) at(at time.Duration, actor uint64, kind callKind, key string, n uint32, do func()) {
+	w.unless(nil, at, actor, kind, key, n, do)
+}
+
+// unless is [world.at] for something that is left out when void has become true by then.
+func (w *world) unless(void *bool, at time.Duration, actor uint64, kind callKind, key string, n uint32, do func()) {
 	w.order++
-	heap.Push(&w.queue, &event{at: at, actor: actor, kind: kind, key: key, n: n, order: w.order, do: do})
+	heap.Push(&w.queue, &event{at: at, actor: actor, kind: kind, key: key, n: n, order: w.order, void: void, do: do})
 	select {
 	case w.arrived <- struct{}{}:
 	default:
@@ -207,7 +225,7 @@ type way struct {
 	replyLost bool
 }
 
-// retryLock is how often a statement looks whether the row's lock is free.
+// retryLock is how often a statement looks whether its lock is free.
 const retryLock = 10 * time.Millisecond
 
 // call makes a request and returns its answer. It fails with [os.ErrDeadlineExceeded] when there is
@@ -258,7 +276,7 @@ func (w *world) call(ctx context.Context, r request) error {
 		w.at(sent+out+way.slow, r.from, r.kind, r.key, n, arrive)
 	}
 	if r.timeout > 0 {
-		w.at(sent+r.timeout, r.from, r.kind, r.key, n, func() { deliver(os.ErrDeadlineExceeded) })
+		w.unless(&answered, sent+r.timeout, r.from, r.kind, r.key, n, func() { deliver(os.ErrDeadlineExceeded) })
 	}
 	w.mu.Unlock()
 	select {
@@ -296,6 +314,9 @@ func (w *world) schedule(end time.Duration) {
 		synctest.Wait()
 		if w.out.Steps++; w.out.Steps > maxSteps {
 			panic(fmt.Sprintf("sim: more than %d steps of the plan\n%v", maxSteps, w.plan))
+		}
+		for len(w.queue) > 0 && w.queue[0].void != nil && *w.queue[0].void {
+			heap.Pop(&w.queue)
 		}
 		now := w.now()
 		next := end
