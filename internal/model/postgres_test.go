@@ -45,6 +45,7 @@ const (
 // server is the real Postgres: some connections, and the log as the library polls it.
 type server struct {
 	t     *testing.T
+	name  string // of the database
 	db    *sql.DB
 	conns [observer + 1]*sql.Conn
 	pids  [observer + 1]int
@@ -53,15 +54,12 @@ type server struct {
 
 func openServer(t *testing.T) *server {
 	t.Helper()
-	dsn, err := stacktest.Stack().Postgres.CreateDatabase(t.Context(), "t_"+strings.ToLower(t.Name()))
-	if err != nil {
+	s := &server{t: t, name: "t_" + strings.ToLower(t.Name())}
+	if _, err := stacktest.Stack().Postgres.CreateDatabase(t.Context(), s.name); err != nil {
 		t.Fatal(err)
 	}
-	s := &server{t: t}
-	if s.db, err = sql.Open("postgres", dsn); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { s.db.Close() })
+	t.Cleanup(s.disconnect)
+	s.connect()
 	if err := coherence.Migrate(t.Context(), s.db); err != nil {
 		t.Fatal(err)
 	}
@@ -71,32 +69,40 @@ func openServer(t *testing.T) *server {
 		`create table products (id bigint primary key, category bigint, value bigint not null)`,
 		`select freshet.watch('products', 'product', 'id', array['all', 'category:{category}'])`,
 	} {
-		if _, err := s.db.ExecContext(t.Context(), statement); err != nil {
-			t.Fatal(err)
-		}
+		s.must(s.db.ExecContext(t.Context(), statement))
 	}
-	s.connect()
-	if s.log, err = coherence.OpenLog(coherence.LogConfig{DSN: dsn, Timeout: 20 * time.Second}); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { s.log.Close() })
 	return s
 }
 
+// connect connects to the server that is the primary now.
 func (s *server) connect() {
 	s.t.Helper()
+	stack := stacktest.Stack().Postgres
+	dsn := stack.DSNVia(stack.Addr(), s.name)
+	var err error
+	if s.db, err = sql.Open("postgres", dsn); err != nil {
+		s.t.Fatal(err)
+	}
 	for i := range s.conns {
-		var err error
 		if s.conns[i], err = s.db.Conn(s.t.Context()); err != nil {
 			s.t.Fatal(err)
 		}
-		if _, err := s.conns[i].ExecContext(s.t.Context(), `set lock_timeout = '20s'`); err != nil {
-			s.t.Fatal(err)
-		}
+		s.must(s.conns[i].ExecContext(s.t.Context(), `set lock_timeout = '20s'`))
 		if err := s.conns[i].QueryRowContext(s.t.Context(), `select pg_backend_pid()`).Scan(&s.pids[i]); err != nil {
 			s.t.Fatal(err)
 		}
 	}
+	if s.log, err = coherence.OpenLog(coherence.LogConfig{DSN: dsn, Timeout: 20 * time.Second}); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+func (s *server) disconnect() {
+	_ = s.log.Close()
+	for _, conn := range s.conns {
+		_ = conn.Close()
+	}
+	_ = s.db.Close()
 }
 
 // fresh empties the server and makes a model in the same state.
@@ -324,23 +330,33 @@ type difference struct {
 	waiting int
 	result  chan string
 	seen    []coherence.Snapshot
+	now     time.Duration // of the model; it counts steps
 	trace   []string
 }
 
 // run runs the steps on both sides and says where they first disagree; "" = nowhere.
 func run(s *server, steps []step) (failure string, trace []string) {
-	d := &difference{server: s, model: s.fresh(), waiting: -1, seen: []coherence.Snapshot{{}}}
-	for number, step := range steps {
-		failure = d.do(step, time.Duration(number+1))
-		if failure == "" {
+	d := newDifference(s)
+	failure = d.play(steps)
+	d.end()
+	return failure, d.trace
+}
+
+func newDifference(s *server) *difference {
+	return &difference{server: s, model: s.fresh(), waiting: -1, seen: []coherence.Snapshot{{}}}
+}
+
+func (d *difference) play(steps []step) (failure string) {
+	for _, step := range steps {
+		d.now++
+		if failure = d.do(step); failure == "" {
 			failure = d.compare(step)
 		}
 		if failure != "" {
 			break
 		}
 	}
-	d.end()
-	return failure, d.trace
+	return failure
 }
 
 // end leaves no statement running.
@@ -369,7 +385,7 @@ func (d *difference) both(conn int, statement, model, real string) string {
 	return ""
 }
 
-func (d *difference) do(s step, now time.Duration) string {
+func (d *difference) do(s step) string {
 	p := d.model
 	switch s.action {
 	case doReaderBegin, doReaderLook, doReaderEnd:
@@ -380,7 +396,7 @@ func (d *difference) do(s step, now time.Duration) string {
 			keep = time.Hour
 		}
 		n, err := d.server.log.Trim(d.server.t.Context(), keep)
-		return d.both(observer, fmt.Sprint("trim ", keep), outcome(p.Trim(now, keep, TrimAtMost), nil), outcome(n, err))
+		return d.both(observer, fmt.Sprint("trim ", keep), outcome(p.Trim(d.now, keep, TrimAtMost), nil), outcome(n, err))
 	case doRenew:
 		err := d.server.log.Renew(d.server.t.Context(), d.server.timeline())
 		p.Renew(p.Timeline())
@@ -491,12 +507,14 @@ func (d *difference) change(conn int, s *statement[product], sql string) string 
 
 // compare lets what waited go on, and asks both sides for all that can be seen from outside.
 func (d *difference) compare(s step) string {
-	if d.waiting >= 0 && d.txs[d.waiting].Waits() == nil {
-		conn := d.waiting
-		d.waiting = -1
-		n, err := d.txs[conn].Resume()
-		if failure := d.both(conn, "goes on", outcome(n, err), <-d.result); failure != "" {
-			return failure
+	if d.waiting >= 0 {
+		// It may have got the table, and now wait for a row.
+		if n, err := d.txs[d.waiting].Resume(); !errors.Is(err, ErrBlocked) {
+			conn := d.waiting
+			d.waiting = -1
+			if failure := d.both(conn, "goes on", outcome(n, err), <-d.result); failure != "" {
+				return failure
+			}
 		}
 	}
 	p := d.model

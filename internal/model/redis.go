@@ -45,8 +45,7 @@ func NewRedis(primaries int) *Redis {
 	r := &Redis{shards: make([]shard, primaries), first: make([]uint16, primaries)}
 	for i := range r.shards {
 		r.shards[i].entries = map[string]entry{}
-		// As redis-cli --cluster create gives them: the i-th part of 16384, rounded.
-		r.first[i] = uint16((2*i*cluster.Slots + primaries) / (2 * primaries))
+		r.first[i] = uint16(i * cluster.Slots / primaries)
 	}
 	return r
 }
