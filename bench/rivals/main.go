@@ -25,6 +25,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/freshet-cache/freshet/internal/devstack"
 	"github.com/freshet-cache/freshet/internal/verify"
 )
 
@@ -60,8 +61,7 @@ type options struct {
 func faults() []string {
 	return []string{
 		"none", "partition-redis-cut", "partition-postgres-delay", "replica-killed",
-		"redis-slow", "partition-redis-delay", "redis-primary-killed", "redis-primary-paused", "redis-outage",
-		"replica-stopped", "nats-outage",
+		"redis-slow", "partition-redis-delay", "redis-primary-killed", "redis-outage", "replica-stopped", "nats-outage",
 	}
 }
 
@@ -176,52 +176,95 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	return 0
 }
 
-// compare runs every system.
-func compare(ctx context.Context, o options, progress io.Writer) (*report, error) {
+// compare puts every system under every fault. A rival that cannot go on has that in its result; Freshet must.
+func compare(ctx context.Context, o options, progress io.Writer) (_ *report, err error) {
 	r := &report{seed: o.seed, began: time.Now()}
 	program, err := os.Executable()
 	if err != nil {
 		return r, err
 	}
-	share := o.duration / time.Duration(len(o.systems))
+	t := trial{options: o, program: program}
+	defer func() { err = errors.Join(err, t.close()) }()
 	for _, system := range o.systems {
-		fmt.Fprintf(progress, "%s %s\n", system.name, system.version())
-		result := result{rival: system}
-		lines := time.Duration(len(o.faults))
-		if o.outside {
-			lines++
-		}
-		run := func(faults []string, alone bool) error {
-			if len(faults) == 0 {
-				return nil
+		one := result{rival: system}
+		for _, line := range o.lines() {
+			fmt.Fprintf(progress, "%-15s %-26s ", system.name, line)
+			p, err := t.run(ctx, system, line)
+			if ctx.Err() != nil {
+				fmt.Fprintln(progress, "interrupted")
+				return r, context.Cause(ctx)
 			}
-			found, err := verify.Run(ctx, verify.Options{
-				Program: []string{program, replicaVerb, system.name}, Keys: rows, Groups: lists, Faults: faults,
-				Duration: share / lines * time.Duration(len(faults)), Seed: o.seed, Rate: reads, Writes: writes,
-				Alone: alone, Budget: budget, Progress: progress,
-			})
-			if found != nil {
-				for _, p := range found.Phases {
-					if !alone {
-						p.Fault = outsideName
-					}
-					result.phases = append(result.phases, p)
+			if err != nil {
+				fmt.Fprintf(progress, "%v\n", err)
+				if system.name == freshet {
+					return r, fmt.Errorf("%s: %w", line, err)
+				}
+				one.failures = append(one.failures, fmt.Errorf("%s: %w", line, err))
+				continue
+			}
+			fmt.Fprintf(progress, "%7d reads, %6d broke the promise, longest staleness %s\n", p.Reads+p.Swept, broken(p), seconds(p.Longest))
+			if system.name == freshet {
+				for _, violation := range p.Kept {
+					fmt.Fprintf(progress, "  %s\n", violation)
 				}
 			}
-			return err
+			one.phases = append(one.phases, *p)
 		}
-		err := run(o.faults, true)
-		if o.outside && ctx.Err() == nil {
-			err = errors.Join(err, run([]string{"none"}, false))
-		}
-		if ctx.Err() != nil {
-			return r, context.Cause(ctx)
-		}
-		if err != nil && system.name == freshet {
-			return r, err
-		}
-		result.failed = err // of a rival: the others go on
-		r.results = append(r.results, result)
+		r.results = append(r.results, one)
 	}
 	return r, nil
+}
+
+// lines of the report, for each system.
+func (o options) lines() []string {
+	lines := slices.Clone(o.faults)
+	if o.outside {
+		lines = append(lines, outsideName)
+	}
+	return lines
+}
+
+// trial is what runs have in common: the servers, which are started anew when a run could not leave them whole.
+type trial struct {
+	options options
+	program string
+	stack   *devstack.Stack // nil = none
+}
+
+func (t *trial) close() error {
+	if t.stack == nil {
+		return nil
+	}
+	err := t.stack.Close()
+	t.stack = nil
+	return err
+}
+
+// run puts a system under one fault, with a database and keys that no other run has: what a cache kept wrong counts
+// where it went wrong.
+func (t *trial) run(ctx context.Context, system rival, line string) (_ *verify.Phase, err error) {
+	if t.stack == nil {
+		if t.stack, err = devstack.Start(ctx, devstack.Options{}); err != nil {
+			return nil, err
+		}
+	}
+	fault := line
+	if line == outsideName {
+		fault = "none"
+	}
+	o := t.options
+	found, err := verify.Run(ctx, verify.Options{
+		Program: []string{t.program, replicaVerb, system.name}, Keys: rows, Groups: lists, Faults: []string{fault},
+		Duration: o.duration / time.Duration(len(o.systems)*len(o.lines())), Seed: o.seed, Rate: reads, Writes: writes,
+		Alone: line != outsideName, Budget: budget, Stack: t.stack,
+	})
+	if err == nil && len(found.Phases) != 1 {
+		err = fmt.Errorf("it has %d results", len(found.Phases))
+	}
+	if err != nil {
+		return nil, errors.Join(err, t.close())
+	}
+	p := &found.Phases[0]
+	p.Fault = line
+	return p, nil
 }

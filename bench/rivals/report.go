@@ -18,8 +18,8 @@ type report struct {
 // result is that of one system.
 type result struct {
 	rival
-	phases []verify.Phase
-	failed error // what ended it early; nil = nothing
+	phases   []verify.Phase
+	failures []error // one for each fault that could not be run
 }
 
 // promised counts what Freshet broke.
@@ -102,8 +102,8 @@ func (r *report) markdown() string {
 			}
 			fmt.Fprintf(&b, " %s | %s | %s |\n", seconds(p.P999), seconds(p.Longest), unanswered(p))
 		}
-		if one.failed != nil {
-			fmt.Fprintf(&b, "| %s | | it could not go on: %s | | | | | | | | |\n", one.name, strings.ReplaceAll(one.failed.Error(), "\n", "; "))
+		for _, err := range one.failures {
+			fmt.Fprintf(&b, "| %s | not run: %s | | | | | | | | | |\n", one.name, strings.ReplaceAll(err.Error(), "\n", "; "))
 		}
 	}
 	fmt.Fprintf(&b, "\nSeed %d, 3 replicas, %d rows in %d lists, at most %d reads and %d writes per second through each replica; %.0f s in all.\n",

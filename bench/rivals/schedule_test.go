@@ -36,6 +36,9 @@ func schedules() []schedule {
 
 // Every rival is broken by one schedule at least, and Freshet by none; and what a rival withstands, it withstands here.
 func TestSchedules(t *testing.T) {
+	if testing.Short() {
+		t.Skip("it waits for budgets to pass")
+	}
 	var mu sync.Mutex
 	broken, ran := map[string]int{}, 0
 	t.Run("all", func(t *testing.T) {
