@@ -67,7 +67,8 @@ type Entry[V any] struct {
 	Version uint64
 	// TTL is what is left of the entry's time to live; not positive for a STALE one that expired.
 	TTL time.Duration
-	// Token is that of a session that has seen this answer.
+	// Token is that of a session that has seen this answer. It covers the token that the read was given,
+	// so that the latest one is enough.
 	Token Token
 }
 
@@ -207,8 +208,9 @@ func (c *Cache[V]) Get(ctx context.Context, id string, options ...ReadOption) (V
 // Lookup is [Cache.Get] with the labels. When the error is [ErrNotFound] the entry's labels are those
 // of the answer "not found".
 func (c *Cache[V]) Lookup(ctx context.Context, id string, options ...ReadOption) (Entry[V], error) {
-	r, err := c.tiers.Lookup(ctx, id, c.node.want(options))
-	return entryOf(c.name, &r, err)
+	want := c.node.want(options)
+	r, err := c.tiers.Lookup(ctx, id, want)
+	return entryOf(c.name, want.Token, &r, err)
 }
 
 // GetMany returns what there is of the ids, labelled; ids that do not exist are not in the map. What is
@@ -218,11 +220,12 @@ func (c *Cache[V]) GetMany(ctx context.Context, ids []string, options ...ReadOpt
 	if len(ids) > MaxIDs {
 		return nil, fmt.Errorf("node: GetMany of %d ids: want at most %d: %w", len(ids), MaxIDs, ErrTooLarge)
 	}
-	results, err := c.tiers.LookupMany(ctx, ids, c.node.want(options))
+	want := c.node.want(options)
+	results, err := c.tiers.LookupMany(ctx, ids, want)
 	entries := make(map[string]Entry[V], len(ids))
 	for i := range results {
 		if r := &results[i]; r.Tier != 0 && !r.Absent {
-			entries[ids[i]], _ = entryOf(c.name, r, nil)
+			entries[ids[i]], _ = entryOf(c.name, want.Token, r, nil)
 		}
 	}
 	if err != nil {
@@ -256,12 +259,13 @@ func (n *Node) want(options []ReadOption) tiers.Want {
 	return want
 }
 
-func entryOf[V any](name cacheName, r *tiers.Result[V], err error) (Entry[V], error) {
+// entryOf labels an answer to a read with the token.
+func entryOf[V any](name cacheName, token Token, r *tiers.Result[V], err error) (Entry[V], error) {
 	if err != nil {
 		return Entry[V]{}, wrap(name, err)
 	}
 	e := Entry[V]{
-		Value: r.Value, Fresh: r.Fresh, Age: r.Age, Tier: r.Tier, Version: r.Version, TTL: r.TTL, Token: r.Token(),
+		Value: r.Value, Fresh: r.Fresh, Age: r.Age, Tier: r.Tier, Version: r.Version, TTL: r.TTL, Token: token.Merge(r.Token()),
 	}
 	if r.Absent {
 		return e, wrap(name, ErrNotFound)

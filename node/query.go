@@ -120,6 +120,7 @@ func (c *QueryCache[V]) Get(ctx context.Context, p cluster.Params, options ...Re
 // Lookup is [QueryCache.Get] with the labels.
 func (c *QueryCache[V]) Lookup(ctx context.Context, p cluster.Params, options ...ReadOption) (Entry[V], error) {
 	id := idOf(p)
-	r, err := c.tiers.Lookup(ctx, id, c.node.want(options))
-	return entryOf(c.name, &r, err)
+	want := c.node.want(options)
+	r, err := c.tiers.Lookup(ctx, id, want)
+	return entryOf(c.name, want.Token, &r, err)
 }

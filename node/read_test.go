@@ -1,6 +1,7 @@
 package node_test
 
 import (
+	"context"
 	"errors"
 	"testing"
 	"time"
@@ -36,6 +37,34 @@ func TestReadThroughTiers(t *testing.T) {
 	}
 	if now := r[0].Stats().Namespaces[0].Loads; now != loads {
 		t.Errorf("a negative entry was loaded again")
+	}
+}
+
+// I2: also a STALE answer's token covers the one that the read carried, so that a session which keeps only the
+// latest does not go back behind its own write.
+func TestI2TokenOfAStaleAnswerCoversTheSessions(t *testing.T) {
+	s := newSite(t)
+	r := s.open(func(c *node.Config, _ *node.CacheConfig[Thing]) { c.MaxStale = time.Minute })
+	s.ready(r)
+	s.get(r, "thing-46")
+	token, err := r.Write(t.Context(), func(tx *node.Tx) error {
+		_, err := tx.Exec(`update things set revision = revision + 1 where id = 'thing-2'`)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if e := s.get(r, "thing-46", node.AtLeast(token)); !e.Fresh {
+		t.Fatalf("after the write: %+v", e)
+	}
+	gone, cancel := context.WithCancel(t.Context())
+	cancel() // nothing can be proven any more
+	e, err := r.things.Lookup(gone, "thing-46", node.Within(0), node.AtLeast(token))
+	if err != nil || e.Fresh {
+		t.Fatalf("want a STALE answer: %+v, %v", e, err)
+	}
+	if covers := e.Token.Merge(token); e.Token.String() != covers.String() {
+		t.Errorf("the answer's token %v does not cover that of the write, %v", e.Token, token)
 	}
 }
 
