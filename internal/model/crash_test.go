@@ -31,8 +31,8 @@ func (d *difference) goesOn(t *testing.T, lost string, least, most uint64) {
 	p := d.model
 	p.next, p.xmax, p.written, p.flushed, p.known = next, next, next, next, false
 	d.txs, d.waiting = [observer]*Tx[product]{}, -1
-	if model, real := looks(p, nil, true), d.server.look(observer, true); model != real {
-		t.Errorf("after the %s: by the model %q, by the server %q\n%s", lost, model, real, strings.Join(d.trace, "\n"))
+	if model, actual := looks(p, nil, true), d.server.look(observer, true); model != actual {
+		t.Errorf("after the %s: by the model %q, by the server %q\n%s", lost, model, actual, strings.Join(d.trace, "\n"))
 	}
 	log := p.Log(nil)
 	for _, since := range []coherence.Snapshot{{}, d.seen[len(d.seen)/2]} {
@@ -41,8 +41,8 @@ func (d *difference) goesOn(t *testing.T, lost string, least, most uint64) {
 			t.Fatal(err)
 		}
 		got, err := d.server.log.Poll(t.Context(), since, 1000)
-		if model, real := polled(r, nil), polled(got, err); model != real {
-			t.Errorf("after the %s, poll since %s:\nmodel  %s\nserver %s\n%s", lost, since, model, real, strings.Join(d.trace, "\n"))
+		if model, actual := polled(r, nil), polled(got, err); model != actual {
+			t.Errorf("after the %s, poll since %s:\nmodel  %s\nserver %s\n%s", lost, since, model, actual, strings.Join(d.trace, "\n"))
 		}
 	}
 	d.seen = []coherence.Snapshot{{}}
@@ -186,16 +186,16 @@ func TestPostgresBulk(t *testing.T) {
 		{`truncate products`, func(tx *Tx[product]) (int, error) { return tx.Truncate() }},
 	} {
 		n, err := auto(step.model)()
-		if model, real := outcome(n, err), s.exec(0, step.sql); model != real {
-			t.Errorf("%s: in the model %q, on the server %q", step.sql, model, real)
+		if model, actual := outcome(n, err), s.exec(0, step.sql); model != actual {
+			t.Errorf("%s: in the model %q, on the server %q", step.sql, model, actual)
 		}
 		r, err := s.log.Poll(t.Context(), since, 10_000)
-		if model, real := polled(p.Poll(since, 10_000), nil), polled(r, err); model != real {
-			t.Errorf("%s: polled\nmodel  %.900s\nserver %.900s", step.sql, model, real)
+		if model, actual := polled(p.Poll(since, 10_000), nil), polled(r, err); model != actual {
+			t.Errorf("%s: polled\nmodel  %.900s\nserver %.900s", step.sql, model, actual)
 		}
 		since = p.Snapshot()
 	}
-	if model, real := looks(p, nil, true), s.look(observer, true); model != real {
-		t.Errorf("in the end: by the model %.900q, by the server %.900q", model, real)
+	if model, actual := looks(p, nil, true), s.look(observer, true); model != actual {
+		t.Errorf("in the end: by the model %.900q, by the server %.900q", model, actual)
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"iter"
+	"maps"
 	"slices"
 	"sort"
 	"time"
@@ -357,11 +358,10 @@ type Dump[R any] struct {
 
 // Dump is the database as [Postgres.Snapshot] sees it.
 func (p *Postgres[R]) Dump() *Dump[R] {
-	d := &Dump[R]{rows: map[uint64]R{}, log: slices.Clone(p.log), horizon: p.horizon, upcoming: p.upcoming, turned: p.turned}
-	for key, row := range p.All() {
-		d.rows[key] = row
+	return &Dump[R]{
+		rows: maps.Collect(p.All()), log: slices.Clone(p.log),
+		horizon: p.horizon, upcoming: p.upcoming, turned: p.turned,
 	}
-	return d
 }
 
 // Restore makes a server of the dump, whose next transaction gets the id first. The log and the horizon

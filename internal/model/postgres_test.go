@@ -144,8 +144,7 @@ func outcome(n int, err error) string {
 	if err == nil {
 		return fmt.Sprintf("%d rows", n)
 	}
-	var answer *pq.Error
-	if errors.As(err, &answer) {
+	if answer, ok := errors.AsType[*pq.Error](err); ok {
 		switch answer.Code {
 		case "23505":
 			err = ErrDuplicate
@@ -317,8 +316,9 @@ func (s step) statement() (*statement[product], string) {
 			fmt.Sprintf(`update products set id = %d where id = %d`, s.to, s.key)
 	case doTruncate:
 		return &statement[product]{kind: kindTruncate}, `truncate products`
+	default:
+		return nil, ""
 	}
-	return nil, ""
 }
 
 // difference is one run of a schedule on both sides.
@@ -377,10 +377,10 @@ func (d *difference) say(format string, args ...any) {
 }
 
 // both notes what the sides said of a statement and compares it.
-func (d *difference) both(conn int, statement, model, real string) string {
-	d.say("%d: %s -> %s", conn, statement, real)
-	if model != real {
-		return fmt.Sprintf("%q: the model says %q, the server %q", statement, model, real)
+func (d *difference) both(conn int, statement, model, actual string) string {
+	d.say("%d: %s -> %s", conn, statement, actual)
+	if model != actual {
+		return fmt.Sprintf("%q: the model says %q, the server %q", statement, model, actual)
 	}
 	return ""
 }
@@ -401,6 +401,7 @@ func (d *difference) do(s step) string {
 		err := d.server.log.Renew(d.server.t.Context(), d.server.timeline())
 		p.Renew(p.Timeline())
 		return d.both(observer, "renew", outcome(0, nil), outcome(0, err))
+	default:
 	}
 	tx := d.txs[s.conn]
 	if s.conn == d.waiting || (tx == nil) != (s.action == doBegin) {
@@ -409,40 +410,41 @@ func (d *difference) do(s step) string {
 	if statement, sql := s.statement(); statement != nil {
 		return d.change(s.conn, statement, sql)
 	}
-	real := func(statement string, err error) string {
+	actual := func(statement string, err error) string {
 		return d.both(s.conn, statement, outcome(0, err), d.server.exec(s.conn, statement))
 	}
 	switch s.action {
 	case doBegin:
 		d.txs[s.conn] = p.Begin()
-		return real(`begin`, nil)
+		return actual(`begin`, nil)
 	case doInvalidate:
 		scopes := []coherence.Scope{coherence.Entity("other", "1"), coherence.Tag("by hand")}
 		err := tx.Invalidate(scopes...)
 		model := outcome(1, err)
 		return d.both(s.conn, `invalidate`, model, d.server.exec(s.conn, `select freshet.invalidate('other', '1', '1'), freshet.invalidate_tag('by hand')`))
 	case doSavepoint:
-		return real(`savepoint s`, tx.Savepoint())
+		return actual(`savepoint s`, tx.Savepoint())
 	case doRelease:
-		return real(`release s`, tx.Release())
+		return actual(`release s`, tx.Release())
 	case doRollbackTo:
-		return real(`rollback to s`, tx.RollbackTo())
+		return actual(`rollback to s`, tx.RollbackTo())
 	case doCommit:
 		_ = tx.Commit() // the server answers to a failed one that it was rolled back
 		d.txs[s.conn] = nil
-		return real(`commit`, nil)
+		return actual(`commit`, nil)
 	case doRollback:
 		tx.Rollback()
 		d.txs[s.conn] = nil
-		return real(`rollback`, nil)
+		return actual(`rollback`, nil)
 	case doLook:
 		if p.truncating != nil && p.truncating != tx {
 			return ""
 		}
 		model := looks(p, tx, true)
 		return d.both(s.conn, `look`, model, d.server.look(s.conn, true))
+	default:
+		return ""
 	}
-	return ""
 }
 
 // read is what the connection at REPEATABLE READ does.
@@ -486,9 +488,9 @@ func (d *difference) change(conn int, s *statement[product], sql string) string 
 	d.say("%d: %s -> waits for %d", conn, sql, by)
 	for {
 		select {
-		case real := <-d.result:
-			d.result <- real
-			return fmt.Sprintf("%q: the model waits for %d, the server says %q", sql, by, real)
+		case actual := <-d.result:
+			d.result <- actual
+			return fmt.Sprintf("%q: the model waits for %d, the server says %q", sql, by, actual)
 		default:
 		}
 		var pids pq.Int64Array
@@ -518,13 +520,13 @@ func (d *difference) compare(s step) string {
 		}
 	}
 	p := d.model
-	if model, real := looks(p, nil, !p.Busy()), d.server.look(observer, !p.Busy()); model != real {
-		return fmt.Sprintf("seen from outside: by the model %q, by the server %q", model, real)
+	if model, actual := looks(p, nil, !p.Busy()), d.server.look(observer, !p.Busy()); model != actual {
+		return fmt.Sprintf("seen from outside: by the model %q, by the server %q", model, actual)
 	}
 	since := d.seen[s.since%len(d.seen)]
 	r, err := d.server.log.Poll(d.server.t.Context(), since, s.limit)
-	if model, real := polled(p.Poll(since, s.limit), nil), polled(r, err); model != real {
-		return fmt.Sprintf("poll since %s, at most %d:\nmodel  %s\nserver %s", since, s.limit, model, real)
+	if model, actual := polled(p.Poll(since, s.limit), nil), polled(r, err); model != actual {
+		return fmt.Sprintf("poll since %s, at most %d:\nmodel  %s\nserver %s", since, s.limit, model, actual)
 	}
 	d.seen = append(d.seen, r.Snapshot)
 	return ""

@@ -73,11 +73,11 @@ func (c *cache) key(number int) string { return fmt.Sprintf("%s:{%d}:v", c.prefi
 func (c *cache) leaseKey(number int) string { return fmt.Sprintf("%s:{%d}:lease", c.prefix, number) }
 
 // both compares what the sides said.
-func (c *cache) both(command string, model, real any) {
+func (c *cache) both(command string, model, actual any) {
 	c.t.Helper()
-	c.trace = append(c.trace, fmt.Sprintf("%s -> %v", command, real))
-	if fmt.Sprint(model) != fmt.Sprint(real) {
-		c.t.Fatalf("%s\n%s: the model says %v, the server %v", strings.Join(c.trace, "\n"), command, model, real)
+	c.trace = append(c.trace, fmt.Sprintf("%s -> %v", command, actual))
+	if fmt.Sprint(model) != fmt.Sprint(actual) {
+		c.t.Fatalf("%s\n%s: the model says %v, the server %v", strings.Join(c.trace, "\n"), command, model, actual)
 	}
 }
 
@@ -116,8 +116,8 @@ func (c *cache) play(r *rand.Rand, n int) {
 func (c *cache) get(number int) {
 	c.t.Helper()
 	model, ok := c.model.Get(0, c.key(number))
-	real, err := c.l2.Get(c.t.Context(), c.key(number))
-	c.both(fmt.Sprint("get ", number), fmt.Sprintf("%q %t", model, ok), fmt.Sprintf("%q %t", real, !errors.Is(err, tiers.ErrMiss)))
+	actual, err := c.l2.Get(c.t.Context(), c.key(number))
+	c.both(fmt.Sprint("get ", number), fmt.Sprintf("%q %t", model, ok), fmt.Sprintf("%q %t", actual, !errors.Is(err, tiers.ErrMiss)))
 }
 
 // same compares all keys, leases too.
@@ -163,8 +163,8 @@ func TestRedisShards(t *testing.T) {
 			if slot != first {
 				want = (shard + 2) % 3
 			}
-			if real := slices.Index(nodes, node) % 3; real != want {
-				t.Errorf("slot %d: in the model at shard %d, on the server at %d", slot, want, real)
+			if actual := slices.Index(nodes, node) % 3; actual != want {
+				t.Errorf("slot %d: in the model at shard %d, on the server at %d", slot, want, actual)
 			}
 		}
 	}

@@ -533,6 +533,7 @@ func (t *Tx[R]) atMost(set scopeSet) scopeSet {
 			entities++
 		case coherence.KindTag:
 			tags++
+		default:
 		}
 	}
 	if entities > watchLimit {
