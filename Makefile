@@ -4,6 +4,7 @@ GO      ?= go
 ARGS    ?=
 FUZZTIME ?= 10s
 COUNT   ?= 6
+DURATION ?= 5m
 
 # The modules whose tests are ours to pass: the root and every nested one, the tools' excepted.
 MODULES := . $(filter-out tools,$(patsubst %/go.mod,%,$(wildcard */go.mod */*/go.mod)))
@@ -18,7 +19,7 @@ BUILDVCS := $(shell git rev-parse --verify HEAD >/dev/null 2>&1 && echo auto || 
 RACE = $(shell test "$$($(GO) env CGO_ENABLED)" = 1 && echo -race)
 
 .DEFAULT_GOAL := help
-.PHONY: help up test check race lint fmt bench benchstat fuzz mutants cover build servers clean
+.PHONY: help up test check race lint fmt bench benchstat fuzz mutants faults cover build servers clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -67,6 +68,9 @@ fuzz: servers ## run every fuzz test for FUZZTIME each
 
 mutants: servers ## take away each guard of the guarantee and show that a test fails; some by ARGS='-only NAME,NAME'
 	@$(GO) run ./internal/mutants $(ARGS)
+
+faults: build servers ## break servers, networks and replicas under load, one after the other, and judge every answer; all flags by ARGS=--help
+	@exec ./bin/freshet verify --stack --duration $(DURATION) $(ARGS)
 
 cover: servers ## measure which statements the root's tests reach; the pages are in coverage.html
 	$(GO) test -timeout 10m -coverpkg=./... -coverprofile=coverage.out ./...

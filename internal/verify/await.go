@@ -54,14 +54,21 @@ func (p *points) over(point int, reached bool) {
 // enumerate has victims go through all await points at once. Its heal waits until they are through.
 func enumerate(ctx context.Context, s *stand, suffer func(ctx context.Context, victim *site, point int) (reached bool, err error), said string) (func(context.Context) error, error) {
 	all := &points{}
-	var work sync.WaitGroup
-	errs := make([]error, victims)
-	for i := range victims {
+	var suffering []*site
+	for range victims {
 		victim, err := s.addSite()
 		if err != nil {
+			for _, v := range suffering {
+				s.removeSite(v)
+			}
 			return nil, err
 		}
 		victim.idle = true
+		suffering = append(suffering, victim)
+	}
+	var work sync.WaitGroup
+	errs := make([]error, victims)
+	for i, victim := range suffering {
 		work.Go(func() {
 			defer s.removeSite(victim)
 			for {
@@ -108,7 +115,6 @@ func hold(ctx context.Context, victim *site, k int, r request, when func(b *devs
 	}()
 	select {
 	case <-b.Held():
-		reached = true
 		if err := when(b); err != nil {
 			return reply{}, true, nil, err
 		}

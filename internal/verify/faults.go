@@ -178,7 +178,7 @@ func redisFaults() []fault {
 		{
 			name: "redis-primary-killed", about: "a primary is killed whose replica lacks the last half second of writes, and takes over", least: 6 * time.Second,
 			inject: func(ctx context.Context, s *stand) (func(context.Context) error, error) {
-				n, err := s.primary()
+				n, err := s.primary() //nolint:contextcheck // Primary bounds itself to a second
 				if err != nil {
 					return nil, err
 				}
@@ -194,7 +194,7 @@ func redisFaults() []fault {
 		{
 			name: "redis-primary-paused", about: "a primary freezes for longer than the cluster waits, and comes back when its replica has taken over", least: 5 * time.Second,
 			inject: func(_ context.Context, s *stand) (func(context.Context) error, error) {
-				n, err := s.primary()
+				n, err := s.primary() //nolint:contextcheck // Primary bounds itself to a second
 				if err != nil {
 					return nil, err
 				}
@@ -234,7 +234,7 @@ func redisFaults() []fault {
 					moved := 0
 					defer func() { s.note("%d slots moved", moved) }()
 					for ctx.Err() == nil {
-						to, err := s.primary()
+						to, err := s.primary() //nolint:contextcheck // Primary bounds itself to a second
 						if err != nil {
 							return err
 						}

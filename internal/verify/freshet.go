@@ -22,7 +22,7 @@ const (
 	freshetL1       = 600
 	freshetConns    = 8
 	freshetMaxStale = time.Minute
-	freshetLoad     = 2 * time.Second
+	freshetLoad     = 3 * time.Second
 	freshetWrite    = 5 * time.Second
 )
 

@@ -16,7 +16,7 @@ const (
 	strict      = 2  // goroutines that ask for budget 0, each read a poll if nobody shares it
 	strictRate  = 60 // reads per second of each
 	writers     = 2  // goroutines, each a session that reads what it wrote
-	readLimit   = 3 * time.Second
+	readLimit   = 4 * time.Second
 	writeLimit  = 5 * time.Second
 	moodTime    = 400 * time.Millisecond // then a replica asks for other budgets
 	listShare   = 0.04
@@ -47,7 +47,6 @@ type load struct {
 	mu     sync.Mutex
 	counts loadCounts
 	writes uint64 // begun
-	err    error  // of the recorder
 }
 
 func startLoad(ctx context.Context, s setup, c loadConfig, subject Subject) (*load, error) {
@@ -142,20 +141,19 @@ func (l *load) readOne(ctx context.Context, c *choices, budget time.Duration) {
 	l.get(ctx, c.key(), Want{Budget: budget}, 0)
 }
 
-func (l *load) get(ctx context.Context, key uint64, want Want, session uint64) string {
+func (l *load) get(ctx context.Context, key uint64, want Want, session uint64) {
 	limited, cancel := context.WithTimeout(ctx, readLimit)
 	defer cancel()
 	invoked := Now()
 	a, err := l.subject.Get(limited, key, want)
 	returned := Now()
 	if !l.count(ctx, invoked, returned, err) {
-		return ""
+		return
 	}
 	l.history.Read(history.Read{
 		Key: key, Op: a.Op, Fresh: a.Fresh, Budget: want.Budget, Invoked: invoked, Returned: returned,
 		Replica: l.setup.At.Replica, Session: session, Tier: a.Tier,
 	})
-	return a.Token
 }
 
 func (l *load) list(ctx context.Context, group uint64, budget time.Duration) {

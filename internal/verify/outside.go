@@ -180,7 +180,7 @@ func insert(ctx context.Context, tx *sql.Tx, c *choices, byCopy bool, op uint64,
 		_, err := tx.ExecContext(ctx, `insert into verify_row (id, category, op, sent) values `+strings.Join(values, ", "))
 		return err
 	}
-	copying, err := tx.PrepareContext(ctx, pq.CopyIn("verify_row", "id", "category", "op", "sent"))
+	copying, err := tx.PrepareContext(ctx, `copy verify_row (id, category, op, sent) from stdin`)
 	if err != nil {
 		return err
 	}

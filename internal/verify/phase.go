@@ -71,7 +71,6 @@ func (s *stand) startTraffic(ctx context.Context) {
 
 // probe looks at the source while it is under load.
 type probe struct {
-	stop context.CancelFunc
 	work sync.WaitGroup
 
 	active int        // most backends at work for loads at once
@@ -84,10 +83,9 @@ const (
 	rateEvery  = time.Second
 )
 
-// startProbe starts a probe. While Postgres is away there is nothing to see.
+// startProbe starts a probe that ends with ctx. While Postgres is away there is nothing to see.
 func (s *stand) startProbe(ctx context.Context) *probe {
-	ctx, stop := context.WithCancel(ctx)
-	p := &probe{stop: stop}
+	p := &probe{}
 	p.work.Go(func() { p.watchPostgres(ctx, s.db) })
 	p.work.Go(func() { p.askReplicas(ctx, s) })
 	return p
@@ -137,10 +135,8 @@ func (p *probe) askReplicas(ctx context.Context, s *stand) {
 	}
 }
 
-// end ends the probe and puts what it saw into the report.
-func (p *probe) end(to *Phase) {
-	p.stop()
-	p.work.Wait()
+// tell puts what the probe saw, which has ended, into the report.
+func (p *probe) tell(to *Phase) {
 	to.SourceActive, to.SourcePeak, to.SourceBound = p.active, p.load.Peak, p.load.Bound
 	for _, r := range p.rates {
 		to.SourceRate += r / float64(len(p.rates))
@@ -241,7 +237,7 @@ type sweepResult struct {
 
 const (
 	sweepBudget = time.Second
-	sweepLimit  = 15 * time.Second
+	sweepLimit  = 30 * time.Second
 )
 
 // sweep asks every replica for everything, and a new one, which knows only what is in L2; a budget

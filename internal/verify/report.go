@@ -131,24 +131,25 @@ func (r *Report) Fresh() (n uint64) {
 	return n
 }
 
-// line is the phase in one line of text.
+// line is the phase in one line of text, and one more for each thing that is worth it.
 func (p *Phase) line() string {
-	text := fmt.Sprintf("%-28s %8d reads, %d violations, FRESH %s / %s / %s, staleness p99.9 %v max %v, recovery %s",
-		p.Fault, p.Reads, p.Broken(), percent(p.Before), percent(p.During), percent(p.After), short(p.P999), short(p.Longest), p.recovery())
-	for _, note := range p.Notes {
-		text += "\n      " + note
-	}
-	for _, k := range p.Kept {
-		text += "\n      " + k
+	lines := []string{fmt.Sprintf("%-28s %8d reads, %d violations, FRESH %s / %s / %s, staleness p99.9 %v max %v, recovery %s",
+		p.Fault, p.Reads, p.Broken(), percent(p.Before), percent(p.During), percent(p.After), short(p.P999), short(p.Longest), p.recovery())}
+	lines = append(lines, p.Notes...)
+	lines = append(lines, p.Kept...)
+	if p.Lost > 0 {
+		lines = append(lines, fmt.Sprintf("%d acknowledged changes are lost", p.Lost))
 	}
 	if p.Harm != "" {
-		text += "\n      lasting harm: " + p.Harm
+		lines = append(lines, "lasting harm: "+p.Harm)
 	}
 	if p.FirstFail != "" {
-		text += fmt.Sprintf("\n      %d reads failed, the first: %s", p.Before.Failures+p.During.Failures+p.After.Failures, p.FirstFail)
+		lines = append(lines, fmt.Sprintf("%d reads failed, the first: %s", p.failures(), p.FirstFail))
 	}
-	return text
+	return strings.Join(lines, "\n      ")
 }
+
+func (p *Phase) failures() uint64 { return p.Before.Failures + p.During.Failures + p.After.Failures }
 
 func (p *Phase) recovery() string {
 	if !p.Recovered {
@@ -186,11 +187,10 @@ func (r *Report) WriteMarkdown(to io.Writer) error {
 	var reads, fresh, failed, swept uint64
 	for i := range r.Phases {
 		p := &r.Phases[i]
-		lost := p.Before.Failures + p.During.Failures + p.After.Failures
 		fmt.Fprintf(&b, "| %s | %d | %d | %d | %v | %v | %v | %s | %s | %s | %d | %s | %.1f s | %d of %d | %.0f |\n",
 			p.Fault, p.Reads, p.Fresh, p.Broken(), short(p.P50), short(p.P999), short(p.Longest),
-			percent(p.Before), percent(p.During), percent(p.After), lost, p.recovery(), p.Converged.Seconds(), p.SourcePeak, p.SourceBound, p.SourceRateMost)
-		reads, fresh, failed, swept = reads+p.Reads, fresh+p.Fresh, failed+lost, swept+p.Swept
+			percent(p.Before), percent(p.During), percent(p.After), p.failures(), p.recovery(), p.Converged.Seconds(), p.SourcePeak, p.SourceBound, p.SourceRateMost)
+		reads, fresh, failed, swept = reads+p.Reads, fresh+p.Fresh, failed+p.failures(), swept+p.Swept
 	}
 	fmt.Fprintf(&b, "| **all** | **%d** | **%d** | **%d** | | | | | | | %d | | | | |\n\n", reads, fresh, r.Broken(), failed)
 	fmt.Fprintf(&b, "%d replicas, %d rows, seed %d; %d answers after the end of a fault were compared with Postgres.\n", r.Replicas, r.Keys, r.Seed, swept)

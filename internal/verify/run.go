@@ -28,7 +28,8 @@ type Options struct {
 	Duration time.Duration
 	// Faults names those to inject, in this order; none = all.
 	Faults []string
-	// Pairs is how many random pairs of them are injected together after that.
+	// Pairs is how many random pairs of them are injected together after that. All invariants are judged
+	// then, too; what is asked of two faults at once is only that they do no lasting harm (I4, I5).
 	Pairs int
 	// Seed of the random choices of the load and of the pairs.
 	Seed uint64
@@ -152,7 +153,7 @@ func Run(ctx context.Context, o Options) (_ *Report, err error) {
 	if err != nil {
 		return nil, err
 	}
-	defer func() { err = errors.Join(err, s.lower()) }() //nolint:contextcheck // it ends everything although, or because, ctx has ended
+	defer func() { err = errors.Join(err, s.lower()) }()
 	report := &Report{Seed: o.Seed, Replicas: o.replicas(), Keys: o.keys()}
 	plan := o.plan()
 	began := time.Now()
@@ -198,9 +199,14 @@ func (s *stand) run(ctx context.Context, f fault, lasts time.Duration) (_ *Phase
 		return nil, err
 	}
 	traffic, stop := context.WithCancel(ctx)
-	defer stop()
 	probe := s.startProbe(traffic)
 	s.startTraffic(traffic)
+	quiesce := func() {
+		stop()
+		probe.work.Wait()
+		s.traffic.Wait()
+	}
+	defer quiesce()
 	on := history.Phase{Name: "before", From: Now()}
 	wait(ctx, before)
 
@@ -233,8 +239,7 @@ func (s *stand) run(ctx context.Context, f fault, lasts time.Duration) (_ *Phase
 	wait(ctx, after)
 	times[2].To = Now()
 
-	stop()
-	s.traffic.Wait()
+	quiesce()
 	if err := s.endLoad(ctx); err != nil {
 		return nil, err
 	}
@@ -254,7 +259,7 @@ func (s *stand) run(ctx context.Context, f fault, lasts time.Duration) (_ *Phase
 	// What one failover has lost, old copies may show for as long as STALE answers are given.
 	p := newPhase(f, h, history.Judge(h, history.Options{Lossy: s.lostUntil > 0, LostUntil: s.lostUntil}))
 	p.lost(f, s.newlyLost(h))
-	probe.end(p)
+	probe.tell(p)
 	p.Notes = s.notes
 	p.Converged, p.Harm = swept.took, swept.lacked
 	s.complete(p)
