@@ -30,8 +30,8 @@ func openGored(_ context.Context, at verify.Endpoints) (cache, error) {
 
 func (g gored) get(ctx context.Context, key string, load load) (string, error) {
 	var text string
-	err := g.cache.Once(&gocache.Item{Ctx: ctx, Key: key, Value: &text, TTL: ttl, Do: func(i *gocache.Item) (any, error) {
-		text, err := load(i.Context())
+	err := g.cache.Once(&gocache.Item{Ctx: ctx, Key: key, Value: &text, TTL: ttl, Do: func(*gocache.Item) (any, error) {
+		text, err := load(ctx)
 		if errors.Is(err, errAbsent) {
 			return "", nil
 		}

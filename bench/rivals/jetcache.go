@@ -41,7 +41,7 @@ func openJet(ctx context.Context, at verify.Endpoints) (cache, error) {
 		jetcache.WithErrNotFound(errAbsent),
 		jetcache.WithSourceId(replica),
 		jetcache.WithSyncLocal(true),
-		jetcache.WithEventHandler(func(e *jetcache.Event) {
+		jetcache.WithEventHandler(func(e *jetcache.Event) { //nolint:contextcheck // it is called long after the opening
 			if message, err := json.Marshal(e); err == nil {
 				_ = client.Publish(context.Background(), channel, message).Err() // as in the README: nobody hears of it
 			}

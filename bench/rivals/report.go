@@ -69,7 +69,8 @@ func (r *report) markdown() string {
 		}
 		fmt.Fprintf(&b, "| %s | %s | %s |\n", name, version, one.setup)
 	}
-	b.WriteString("\nAnswers that broke the promise, and the longest staleness of an answer:\n\n| fault |")
+	b.WriteString("\nRivals wait 500 ms for an answer of Redis. Around each of them, reads go to Postgres when the cache fails, and an " +
+		"invalidation that fails is tried three times.\n\nAnswers that broke the promise, and the longest staleness of an answer:\n\n| fault |")
 	for _, one := range r.results {
 		fmt.Fprintf(&b, " %s |", one.name)
 	}
@@ -89,7 +90,7 @@ func (r *report) markdown() string {
 	for _, one := range r.results {
 		fmt.Fprintf(&b, " **%d** |", one.broken())
 	}
-	b.WriteString("\n\nIn full; I1: older than the budget of 1 s, in rows or lists; I2: a session did not see what it wrote or had seen; " +
+	b.WriteString("\n\nIn full; I1: older than the budget of 1 s, in rows or lists; I2: a session, which goes to any replica with each step (Freshet: with its token), did not see what it wrote or had seen; " +
 		"I3: a replica went back; I4: a state that never was; I5: still wrong after the end.\n\n" +
 		"| system | fault | reads checked | I1 | I2 | I3 | I4 | I5 | staleness p99.9 | longest | reads without an answer |\n" +
 		"|---|---|---|---|---|---|---|---|---|---|---|\n")

@@ -93,6 +93,7 @@ func lasting(r replica, wrote uint64) uint64 {
 
 // slowLoad: one reads the row; two changes it; then what one has read arrives and is cached.
 func slowLoad(t *testing.T, s *site) (got, wrote uint64) {
+	t.Helper()
 	gate, dsn := openGate(t, s.dsn)
 	one, two, three := s.replica(t, func(at *verify.Endpoints) { at.Postgres = dsn }), s.replica(t, nil), s.replica(t, nil)
 	slow := gate.next()
@@ -107,6 +108,7 @@ func slowLoad(t *testing.T, s *site) (got, wrote uint64) {
 // twoLoads: one reads the row; two changes it; one loads it a second time, and before that is there, what it has read
 // first arrives and is cached. A lease that names the client and not the load takes the first for the second.
 func twoLoads(t *testing.T, s *site) (got, wrote uint64) {
+	t.Helper()
 	gate, dsn := openGate(t, s.dsn)
 	one, two, three := s.replica(t, func(at *verify.Endpoints) { at.Postgres = dsn }), s.replica(t, nil), s.replica(t, nil)
 	slow := gate.next()
@@ -128,6 +130,7 @@ func twoLoads(t *testing.T, s *site) (got, wrote uint64) {
 
 // joins: one reads the row; then it changes it; then it reads it again, while the first read is still under way.
 func joins(t *testing.T, s *site) (got, wrote uint64) {
+	t.Helper()
 	gate, dsn := openGate(t, s.dsn)
 	one := s.replica(t, func(at *verify.Endpoints) { at.Postgres = dsn })
 	slow := gate.next()
@@ -149,6 +152,7 @@ func joins(t *testing.T, s *site) (got, wrote uint64) {
 // joined is closed when a goroutine of this process waits for another's load: as the rivals do it, or, as Freshet may,
 // in a way of which its stack does not tell, after shared.
 func joined(t *testing.T) <-chan struct{} {
+	t.Helper()
 	found := make(chan struct{})
 	go func() {
 		defer close(found)
@@ -179,6 +183,7 @@ const shared = 300 * time.Millisecond
 
 // lost: both have the row; one changes it while its way to Redis is cut, and heals.
 func lost(t *testing.T, s *site) (got, wrote uint64) {
+	t.Helper()
 	var proxies []*devstack.Proxy
 	one := s.replica(t, func(at *verify.Endpoints) {
 		at.RedisDial = map[string]string{}
@@ -210,6 +215,7 @@ func lost(t *testing.T, s *site) (got, wrote uint64) {
 
 // outside: a replica has the row; another service changes it in SQL.
 func outside(t *testing.T, s *site) (got, wrote uint64) {
+	t.Helper()
 	one := s.replica(t, nil)
 	if op := one.get(key); op != key {
 		t.Fatalf("row %d has the op %d", key, op)
