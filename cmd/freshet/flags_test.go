@@ -34,6 +34,11 @@ func TestUsageErrors(t *testing.T) {
 		},
 		{"migrate --products -1", []string{"--postgres: missing", "--products: -1"}},
 		{"migrate --postgres x --products 5", []string{"--shop"}},
+		{"verify", []string{"--stack is missing"}},
+		{
+			"verify --stack --faults plague --replicas 99 --pairs -1 --rate -1 --duration -1s --report /nowhere/report",
+			[]string{"--faults: ", "--list", "--replicas: 99", "--pairs: -1", "--rate: -1", "--duration: -1s", "--report: "},
+		},
 		{"version -o xml", []string{"--output", "json"}},
 	} {
 		t.Run(c.args, func(t *testing.T) {

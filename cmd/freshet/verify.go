@@ -99,7 +99,8 @@ func (o *verifyOptions) complete() error {
 	}
 	if err := o.Validate(); err != nil {
 		for line := range strings.SplitSeq(err.Error(), "\n") {
-			problems = append(problems, errors.New(strings.TrimPrefix(line, "verify: ")))
+			field, problem, _ := strings.Cut(strings.TrimPrefix(line, "verify: Options."), ": ")
+			problems = append(problems, fmt.Errorf("--%s: %s", flagOf(field), problem))
 		}
 	}
 	return errors.Join(problems...)

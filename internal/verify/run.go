@@ -8,7 +8,6 @@ import (
 	"io"
 	"math/rand/v2"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/freshet-cache/freshet/internal/devstack"
@@ -78,8 +77,13 @@ func (o Options) Validate() error {
 	if o.Pairs < 0 || o.Pairs > 1000 {
 		wrong("Pairs", "%d; want 0 to 1000", o.Pairs)
 	}
-	if o.Rate < 0 || o.Writes < 0 {
-		wrong("Rate", "%v reads and %v writes per second; want 0 or more", o.Rate, o.Writes)
+	for _, r := range []struct {
+		field string
+		value float64
+	}{{"Rate", o.Rate}, {"Writes", o.Writes}} {
+		if !(r.value >= 0 && r.value <= 1_000_000) {
+			wrong(r.field, "%v per second; want up to a million, or 0 for the default", r.value)
+		}
 	}
 	if o.Keys > 1_000_000 || o.Groups > o.keys() {
 		wrong("Keys", "%d rows in %d categories; want up to a million, and no more categories than rows", o.Keys, o.Groups)
@@ -87,18 +91,10 @@ func (o Options) Validate() error {
 	known := Faults()
 	for _, name := range o.Faults {
 		if !slices.ContainsFunc(known, func(f Fault) bool { return f.Name == name }) {
-			wrong("Faults", "%.40q is none; want some of %s", name, names(known))
+			wrong("Faults", "%.40q is none; `freshet verify --list` lists them", name)
 		}
 	}
 	return errors.Join(problems...)
-}
-
-func names(faults []Fault) string {
-	all := make([]string, len(faults))
-	for i, f := range faults {
-		all[i] = f.Name
-	}
-	return strings.Join(all, ", ")
 }
 
 // plan are the phases of a run.
