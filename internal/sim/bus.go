@@ -83,8 +83,10 @@ func (w *world) beats(r *replica) {
 // oddHint lets a replica hear what nobody has published now.
 func (w *world) oddHint(op Op) {
 	to := w.replicas[op.Replica]
-	hint := coherence.Hint{Boot: to.boot + 1<<20, Seq: 1, Timeline: w.postgres.Timeline(), XID: w.postgres.NextXID() + 1<<40,
-		Scopes: []coherence.ScopeHash{coherence.Entity(namespace, strconv.Itoa(max(op.Key, 1))).Hash()}}
+	hint := coherence.Hint{
+		Boot: to.boot + 1<<20, Seq: 1, Timeline: w.postgres.Timeline(), XID: w.postgres.NextXID() + 1<<40,
+		Scopes: []coherence.ScopeHash{coherence.Entity(namespace, strconv.Itoa(max(op.Key, 1))).Hash()},
+	}
 	switch op.Kind {
 	case HintsOfAnother:
 		hint.Timeline, hint.XID = hint.Timeline+1000, w.postgres.NextXID()

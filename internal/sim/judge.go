@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -138,12 +139,13 @@ func (h *record) explain(a *answer) string {
 	if a.fresh {
 		label = "FRESH"
 	}
-	text := fmt.Sprintf("%v = %d, %s, budget %v, age %v, tier %d, by %d, session %d, from %v to %v; the register had",
+	var b strings.Builder
+	fmt.Fprintf(&b, "%v = %d, %s, budget %v, age %v, tier %d, by %d, session %d, from %v to %v; the register had",
 		a.register, a.value, label, a.budget, a.age, a.tier, a.boot, a.session, a.invoked, a.returned)
 	for _, s := range h.segments[a.register] {
-		text += fmt.Sprintf(" %d from %v", s.value, s.from)
+		fmt.Fprintf(&b, " %d from %v", s.value, s.from)
 	}
-	return text
+	return b.String()
 }
 
 // line is the answers of one reader about one register, which must not go back.

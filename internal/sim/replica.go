@@ -169,11 +169,11 @@ type replicaLog struct {
 }
 
 // do makes a call over the connection. After an error the connection is not used again.
-func (l *replicaLog) do(kind callKind, way func(*draw) way, f func() error) error {
+func (l *replicaLog) do(ctx context.Context, kind callKind, way func(*draw) way, f func() error) error {
 	r, w := l.replica, l.replica.world
 	server := l.server
-	// Nobody but us closes the log, and real calls are not cancelled.
-	err := w.call(context.Background(), request{
+	// Real calls are not cancelled.
+	err := w.call(context.WithoutCancel(ctx), request{
 		from: r.boot, kind: kind, timeout: w.plan.PollTimeout, way: way,
 		do: func() error {
 			if w.faults.postgresDown > w.now() {
@@ -192,7 +192,7 @@ func (l *replicaLog) do(kind callKind, way func(*draw) way, f func() error) erro
 func (l *replicaLog) Poll(ctx context.Context, since coherence.Snapshot, limit int) (coherence.PollResult, error) {
 	var result coherence.PollResult
 	server := l.server
-	err := l.do(callPoll, l.replica.wayOfPolls, func() (err error) {
+	err := l.do(ctx, callPoll, l.replica.wayOfPolls, func() (err error) {
 		result, err = server.Poll(ctx, since, limit)
 		if w := l.replica.world; w.trace != nil && err == nil {
 			w.say(l.replica.boot, "poll since %v: %v, horizon %v, %d changes", since, result.Snapshot, result.Horizon, len(result.Changes))
@@ -205,14 +205,14 @@ func (l *replicaLog) Poll(ctx context.Context, since coherence.Snapshot, limit i
 // Renew implements [coherence.Log].
 func (l *replicaLog) Renew(ctx context.Context, broken uint64) error {
 	server := l.server
-	return l.do(callRenew, l.replica.world.wayToPostgres, func() error { return server.Renew(ctx, broken) })
+	return l.do(ctx, callRenew, l.replica.world.wayToPostgres, func() error { return server.Renew(ctx, broken) })
 }
 
 // Trim implements [coherence.Log].
 func (l *replicaLog) Trim(ctx context.Context, keep time.Duration) (int, error) {
 	var gone int
 	server := l.server
-	err := l.do(callTrim, l.replica.world.wayToPostgres, func() (err error) {
+	err := l.do(ctx, callTrim, l.replica.world.wayToPostgres, func() (err error) {
 		gone, err = server.Trim(ctx, keep)
 		return err
 	})

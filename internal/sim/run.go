@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/freshet-cache/freshet/internal/model"
+	"github.com/freshet-cache/freshet/tiers"
 )
 
 // Outcome is what became of one history.
@@ -110,12 +111,29 @@ func (w *world) sweep() {
 
 // look reads everything with a replica.
 func (w *world) look(r *replica, how int) {
-	for key := 1; key <= w.plan.Keys; key++ {
-		w.read(Op{Kind: ReadRow, Key: key, Budget: converge, N: how}, r)
-		w.read(Op{Kind: ReadDetail, Key: key, Budget: converge, N: how}, r)
+	want := tiers.Want{Budget: converge}
+	op := Op{Kind: ReadMany, Budget: converge, N: how}
+	rows, lists := make([]string, w.plan.Keys), make([]string, w.plan.Groups)
+	for i := range rows {
+		rows[i] = strconv.Itoa(i + 1)
 	}
-	for group := 1; group <= w.plan.Groups; group++ {
-		w.read(Op{Kind: ReadList, Key: group, Budget: converge, N: how}, r)
+	for i := range lists {
+		lists[i] = listID(i + 1)
+	}
+	invoked := w.now()
+	values, err := r.rows.LookupMany(r.life, rows, want)
+	for i := range values {
+		told(w, op, r, register{rowRegister, i + 1}, invoked, &values[i], values[i].Value.Op, err)
+	}
+	invoked = w.now()
+	values, err = r.detail.LookupMany(r.life, rows, want)
+	for i := range values {
+		told(w, op, r, register{detailRegister, i + 1}, invoked, &values[i], values[i].Value.Op, err)
+	}
+	invoked = w.now()
+	found, err := r.lists.LookupMany(r.life, lists, want)
+	for i := range found {
+		told(w, op, r, register{listRegister, i + 1}, invoked, &found[i], sumOf(found[i].Value), err)
 	}
 }
 
