@@ -9,6 +9,8 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/nats-io/nats.go"
+
 	"github.com/freshet-cache/freshet/internal/devstack"
 )
 
@@ -107,12 +109,8 @@ func natsFaults() []fault {
 		ofLinks("nats-half-open", "connections to NATS stay open but nothing passes", 5*time.Second,
 			func(s *stand) []*devstack.Proxy { return s.links(toNATS) }, (*devstack.Proxy).Stall),
 		{
-			name: "nats-slow-consumer", about: "one replica gets no more than 2 kB/s from NATS", least: 5 * time.Second,
-			inject: func(_ context.Context, s *stand) (func(context.Context) error, error) {
-				link := s.all()[0].links.nats
-				link.Limit(devstack.Down, 2000)
-				return func(context.Context) error { link.Heal(); return nil }, nil
-			},
+			name: "nats-slow-consumer", about: "one replica gets 2 kB/s from NATS, messages that are no hints pile up, and the server cuts it off as a slow consumer", least: 5 * time.Second,
+			inject: slowConsumer,
 		},
 		mishaps("hints-dropped", "half of the messages to each replica are lost", devstack.Mishaps{Drop: 0.5}),
 		mishaps("hints-duplicated", "half of the messages to each replica come twice", devstack.Mishaps{Duplicate: 0.5, Delay: 20 * time.Millisecond}),
@@ -121,6 +119,39 @@ func natsFaults() []fault {
 		ofLinks("nats-slow", "what passes to and from NATS is half a second late", 3*time.Second,
 			func(s *stand) []*devstack.Proxy { return s.links(toNATS) }, delayed(500*time.Millisecond)),
 	}
+}
+
+// slowConsumer floods the subject of hints while one replica hardly reads.
+func slowConsumer(ctx context.Context, s *stand) (func(context.Context) error, error) {
+	server := s.stack.NATS
+	if err := server.LimitPending(1<<20, 500*time.Millisecond); err != nil {
+		return nil, err
+	}
+	restore := func(context.Context) error { return server.LimitPending(0, 0) }
+	conn, err := nats.Connect(server.URL(), nats.MaxReconnects(-1))
+	if err != nil {
+		return nil, errors.Join(err, restore(ctx))
+	}
+	link := s.all()[0].links.nats
+	link.Limit(devstack.Down, 2000)
+	stop := during(ctx, func(ctx context.Context) error {
+		pace := newPace(10)
+		for pace.wait(ctx) {
+			for range 16 {
+				if err := conn.Publish("freshet."+s.app+".hint", make([]byte, 32<<10)); err != nil {
+					return err
+				}
+			}
+		}
+		return nil
+	})
+	return func(ctx context.Context) error {
+		err := stop(ctx)
+		conn.Close()
+		s.note("the server cut off %d slow consumers", server.SlowConsumers())
+		link.Heal()
+		return errors.Join(err, restore(ctx))
+	}, nil
 }
 
 // mishaps is a fault of what NATS delivers to replicas.

@@ -107,10 +107,14 @@ func (p *probe) watchPostgres(ctx context.Context, db *sql.DB) {
 
 // askReplicas asks for their own counts, which begin again in one that was started again.
 func (p *probe) askReplicas(ctx context.Context, s *stand) {
+	type count struct {
+		loads uint64
+		at    time.Duration
+	}
 	pace := newPace(float64(time.Second) / float64(rateEvery))
-	last, at := map[uint32]uint64{}, Now()
-	for first := true; pace.wait(ctx); first = false {
-		var loads uint64
+	last := map[uint32]count{}
+	for pace.wait(ctx) {
+		var rate float64
 		for _, site := range s.all() {
 			r := site.here()
 			if r == nil {
@@ -123,15 +127,15 @@ func (p *probe) askReplicas(ctx context.Context, s *stand) {
 				continue
 			}
 			load := answer.Stats
-			loads += load.Loads - min(last[r.number], load.Loads)
-			last[r.number] = load.Loads
+			if before, known := last[r.number]; known {
+				rate += float64(load.Loads-before.loads) / (answer.Returned - before.at).Seconds()
+			}
+			last[r.number] = count{load.Loads, answer.Returned}
 			p.load.Peak, p.load.Bound = max(p.load.Peak, load.Peak), max(p.load.Bound, load.Bound)
 		}
-		now := Now()
-		if !first {
-			p.rates = append(p.rates, float64(loads)/(now-at).Seconds())
+		if len(last) > 0 {
+			p.rates = append(p.rates, rate)
 		}
-		at = now
 	}
 }
 
