@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/freshet-cache/freshet/internal/history"
 )
 
 // A register is something whose value changes with commits: a row, a row's detail, or a list. Its
@@ -63,6 +65,8 @@ type record struct {
 	segments map[register][]segment
 	answers  []answer
 	learned  []learned
+	// commits are those of rows and details for the judge of package history.
+	commits []history.Commit
 }
 
 // set notes the register's value from the time on and returns its segment.
@@ -243,4 +247,39 @@ func (h *record) forward(l line, answers []*answer, wrote []learned) *Violation 
 		places[i] = place
 	}
 	return nil
+}
+
+// other asks the judge of package history, who judges real processes, about the answers of single keys.
+// He knows commits by their numbers, so histories in which one comes twice are not for him: those of
+// rows that change their key, and of failovers that take commits back.
+func (h *record) other() []Violation {
+	all := history.History{Commits: h.commits}
+	for i := range h.answers {
+		a := &h.answers[i]
+		if a.register.kind == listRegister {
+			continue
+		}
+		read := history.Read{
+			Key: a.register.key(), Op: a.value, Fresh: a.fresh, Tier: a.tier, Replica: uint32(a.boot), Session: uint64(a.session),
+			Budget: a.budget, Invoked: a.invoked, Returned: a.returned,
+		}
+		if a.sweep {
+			all.Sweep = append(all.Sweep, read)
+		} else {
+			all.Reads = append(all.Reads, read)
+		}
+	}
+	var found []Violation
+	for _, v := range history.Judge(&all, history.Options{}).Kept {
+		found = append(found, Violation{v.Invariant.String(), "package history: " + v.String()})
+	}
+	return found
+}
+
+// key is the row's key in the table.
+func (r register) key() uint64 {
+	if r.kind == detailRegister {
+		return uint64(details + r.n)
+	}
+	return uint64(r.n)
 }

@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -8,6 +9,7 @@ import (
 	"time"
 
 	"github.com/freshet-cache/freshet/coherence"
+	"github.com/freshet-cache/freshet/internal/history"
 	"github.com/freshet-cache/freshet/internal/model"
 	"github.com/freshet-cache/freshet/tiers"
 )
@@ -362,10 +364,17 @@ const maxOlds = 8
 // observe notes what Postgres holds now, and returns what is new.
 func (w *world) observe() (changed []register, places []int) {
 	now := w.now()
-	note := func(reg register, value uint64) {
+	note := func(reg register, value uint64, group int) {
 		before := len(w.log.segments[reg])
-		if place := w.log.set(reg, now, value); place >= before {
-			changed, places = append(changed, reg), append(places, place)
+		place := w.log.set(reg, now, value)
+		if place < before {
+			return
+		}
+		changed, places = append(changed, reg), append(places, place)
+		if place > 0 && reg.kind != listRegister {
+			w.log.commits = append(w.log.commits, history.Commit{
+				Key: reg.key(), Op: cmp.Or(value, 1<<60+uint64(place)), Absent: value == 0, Group: uint64(group), Sent: now - 1, Acked: now,
+			})
 		}
 	}
 	lists := make([]uint64, w.plan.Groups+1)
@@ -377,12 +386,12 @@ func (w *world) observe() (changed []register, places []int) {
 		if ok {
 			lists[row.Group] = addTo(lists[row.Group], Entry{key, row.Op})
 		}
-		note(register{rowRegister, key}, row.Op)
+		note(register{rowRegister, key}, row.Op, row.Group)
 		row, _ = w.postgres.Get(uint64(details + key))
-		note(register{detailRegister, key}, row.Op)
+		note(register{detailRegister, key}, row.Op, 0)
 	}
 	for group := 1; group <= w.plan.Groups; group++ {
-		note(register{listRegister, group}, lists[group])
+		note(register{listRegister, group}, lists[group], 0)
 	}
 	return changed, places
 }

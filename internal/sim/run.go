@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"slices"
 	"strconv"
 	"strings"
 	"testing/synctest"
@@ -69,6 +70,9 @@ func Run(p Plan, transcript bool) Outcome {
 	w.schedule(w.now())
 	synctest.Wait()
 	w.out.Violations = append(w.out.Violations, w.log.judge()...)
+	if p.Seed%8 == 0 && !slices.ContainsFunc(p.Ops, func(op Op) bool { return op.Kind == Rekey || op.Kind == PostgresFailover }) {
+		w.out.Violations = append(w.out.Violations, w.log.other()...)
+	}
 	w.out.Digest, w.out.Virtual = w.digest, w.now()
 	if w.trace != nil {
 		w.out.Transcript = w.trace.String()

@@ -31,8 +31,8 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m)
 }
 
-// history runs a plan in a bubble of its own.
-func history(t *testing.T, p Plan, transcript bool) (o Outcome) {
+// play runs a plan in a bubble of its own.
+func play(t *testing.T, p Plan, transcript bool) (o Outcome) {
 	t.Helper()
 	synctest.Test(t, func(*testing.T) { o = Run(p, transcript) })
 	return o
@@ -54,7 +54,7 @@ func TestSim(t *testing.T) {
 	}
 	if *showFlag {
 		p := Generate(*seedFlag)
-		o := history(t, p, true)
+		o := play(t, p, true)
 		fmt.Printf("%v\n%s", p, o.Transcript)
 	}
 	var sum summary
@@ -62,7 +62,7 @@ func TestSim(t *testing.T) {
 	told := began
 	for i := range runs {
 		p := Generate(*seedFlag + uint64(i))
-		o := history(t, p, false)
+		o := play(t, p, false)
 		sum.add(&o)
 		if o.Failed() {
 			explain(t, p, &o)
@@ -91,12 +91,12 @@ func explain(t *testing.T, p Plan, o *Outcome) {
 		if tried++; tried%64 == 0 {
 			runtime.GC()
 		}
-		o := history(t, candidate, false)
+		o := play(t, candidate, false)
 		return o.broke(invariant)
 	})
-	last := history(t, small, true)
+	last := play(t, small, true)
 	if !last.broke(invariant) {
-		small, last = p, history(t, p, true)
+		small, last = p, play(t, p, true)
 	}
 	if *saveFlag != "" {
 		if err := os.WriteFile(*saveFlag, []byte(small.String()), 0o600); err != nil {
@@ -138,7 +138,7 @@ func TestPlans(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if o := history(t, p, true); o.Failed() {
+			if o := play(t, p, true); o.Failed() {
 				t.Errorf("%v\n%s\n%v", p, o.Transcript, o.Violations)
 			}
 		})
@@ -154,7 +154,7 @@ func TestRepeats(t *testing.T) {
 	const histories = 200
 	for i := range histories {
 		p := Generate(*seedFlag + uint64(i))
-		if a, b := history(t, p, false), history(t, p, false); a.Digest != b.Digest {
+		if a, b := play(t, p, false), play(t, p, false); a.Digest != b.Digest {
 			differ++
 			t.Logf("seed %d differs", p.Seed)
 		}
