@@ -4,6 +4,8 @@ GO      ?= go
 ARGS    ?=
 FUZZTIME ?= 10s
 COUNT   ?= 6
+SEED    ?= 1
+RUNS    ?= 10000
 DURATION ?= 5m
 
 # The modules whose tests are ours to pass: the root and every nested one, the tools' excepted.
@@ -71,6 +73,9 @@ mutants: servers ## take away each guard of the guarantee and show that a test f
 
 faults: build servers ## break servers, networks and replicas under load, one after the other, and judge every answer; all flags by ARGS=--help
 	@exec ./bin/freshet verify --stack --duration $(DURATION) $(ARGS)
+
+sim: ## run RUNS histories of a simulated cluster, each decided by its seed, from SEED on
+	@$(GO) test ./internal/sim -run 'TestSim$$' -v -timeout 0 -seed $(SEED) -runs $(RUNS)
 
 cover: servers ## measure which statements the root's tests reach; the pages are in coverage.html
 	$(GO) test -timeout 10m -coverpkg=./... -coverprofile=coverage.out ./...
