@@ -20,6 +20,7 @@ const (
 	awaitMost  = 200             // chunks; what takes more does not end
 	standstill = 3 * time.Second // of a stopped replica
 	awaitLimit = 10 * time.Second
+	awaitHeal  = 25 * time.Second // after which no further point is begun
 )
 
 // points hands out the await points to those who go through them, until one has found the end.
@@ -51,7 +52,8 @@ func (p *points) over(point int, reached bool) {
 	}
 }
 
-// enumerate has victims go through all await points at once. Its heal waits until they are through.
+// enumerate has victims go through all await points at once. Its heal waits until they are through, or for
+// awaitHeal.
 func enumerate(ctx context.Context, s *stand, suffer func(ctx context.Context, victim *site, point int) (reached bool, err error), said string) (func(context.Context) error, error) {
 	all := &points{}
 	var suffering []*site
@@ -67,13 +69,14 @@ func enumerate(ctx context.Context, s *stand, suffer func(ctx context.Context, v
 		suffering = append(suffering, victim)
 	}
 	var work sync.WaitGroup
+	quit, stop := context.WithCancel(ctx)
 	errs := make([]error, victims)
 	for i, victim := range suffering {
 		work.Go(func() {
 			defer s.removeSite(victim)
 			for {
 				point, ok := all.take()
-				if !ok || ctx.Err() != nil {
+				if !ok || quit.Err() != nil {
 					return
 				}
 				reached, err := suffer(ctx, victim, point)
@@ -86,6 +89,9 @@ func enumerate(ctx context.Context, s *stand, suffer func(ctx context.Context, v
 		})
 	}
 	return func(context.Context) error {
+		defer stop()
+		patience := time.AfterFunc(awaitHeal, stop)
+		defer patience.Stop()
 		work.Wait()
 		s.note("%d %s", all.done, said)
 		return errors.Join(errs...)

@@ -39,10 +39,14 @@ type Phase struct {
 	// Harm says what was still wrong long after the end; "" = nothing.
 	Harm string `json:"harm,omitempty"`
 
-	Before, During, After Share
+	Before Share `json:"before"`
+	During Share `json:"during"`
+	After  Share `json:"after"`
 
-	// Staleness of FRESH answers: how long a newer state had been there.
-	P50, P999, Longest time.Duration
+	// Staleness of FRESH answers: how long a newer state had been there. In JSON all times are in ns.
+	P50     time.Duration `json:"staleness_p50"`
+	P999    time.Duration `json:"staleness_p99_9"`
+	Longest time.Duration `json:"staleness_max"`
 	// Recovery is the time from the end of the fault until at least 99 % of all reads were answered FRESH
 	// and stayed so; Recovered says whether they did.
 	Recovery  time.Duration `json:"recovery"`
@@ -53,7 +57,9 @@ type Phase struct {
 
 	Notes []string `json:"notes,omitempty"` // what the fault says of itself
 
-	Writes, WritesFailed uint64
+	// Writes are those of the replicas' own load; a fault may well make some fail.
+	Writes       uint64 `json:"writes"`
+	WritesFailed uint64 `json:"writes_failed"`
 
 	// SourceActive is the most backends that worked for loads at once, as Postgres saw it; SourcePeak the
 	// most loads at once of one replica since it was opened, SourceBound what it promises.
@@ -62,13 +68,16 @@ type Phase struct {
 	SourceBound  int64 `json:"source_bound"`
 	// SourceRate is the mean rate of loads, of all replicas together, per second; SourceRateMost the
 	// highest of a second.
-	SourceRate, SourceRateMost float64
+	SourceRate     float64 `json:"source_rate"`
+	SourceRateMost float64 `json:"source_rate_most"`
 }
 
 // Share is how reads of a part of a phase were answered.
 type Share struct {
-	Reads, Failures uint64
-	Fresh, Stale    float64 // 0 to 1
+	Reads    uint64  `json:"reads"`
+	Failures uint64  `json:"failures"`
+	Fresh    float64 `json:"fresh"` // 0 to 1
+	Stale    float64 `json:"stale"` // 0 to 1
 }
 
 func shareOf(c history.Counts) Share {

@@ -120,20 +120,31 @@ func (o Options) plan() []fault {
 	return chosen
 }
 
-// pair is two faults at once. The second ends first.
+// pair is two faults at once. The second ends first. Some cannot be had together, as when one controls a
+// server that the other has ended: what could not be done is noted, and everything is put right in the
+// end.
 func pair(a, b fault) fault {
 	return fault{
 		name: a.name + " + " + b.name, about: "both at once", least: max(a.least, b.least), lossy: a.lossy || b.lossy,
 		inject: func(ctx context.Context, s *stand) (func(context.Context) error, error) {
-			first, err := a.inject(ctx, s)
-			if err != nil {
-				return nil, fmt.Errorf("%s: %w", a.name, err)
+			var heals []func(context.Context) error
+			for _, f := range []fault{a, b} {
+				heal, err := f.inject(ctx, s)
+				if err != nil {
+					s.note("%s: %v", f.name, err)
+				}
+				if heal != nil {
+					heals = append(heals, heal)
+				}
 			}
-			second, err := b.inject(ctx, s)
-			if err != nil {
-				return nil, errors.Join(fmt.Errorf("%s: %w", b.name, err), first(ctx))
-			}
-			return func(ctx context.Context) error { return errors.Join(second(ctx), first(ctx)) }, nil
+			return func(ctx context.Context) error {
+				for _, heal := range slices.Backward(heals) {
+					if err := heal(ctx); err != nil {
+						s.note("in the end: %v", err)
+					}
+				}
+				return s.mend(ctx)
+			}, nil
 		},
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/lib/pq"
@@ -340,6 +341,27 @@ func (s *stand) removeSite(gone *site) {
 	s.mu.Unlock()
 	gone.kill()
 	gone.links.close()
+}
+
+// mend puts right whatever may be broken.
+func (s *stand) mend(ctx context.Context) error {
+	errs := []error{
+		s.stack.Postgres.Start(ctx), s.stack.NATS.LimitPending(0, 0),
+		s.stack.Redis.StartAll(ctx), s.stack.Redis.HealReplication(ctx), s.stack.Redis.LimitMemory(ctx, 0),
+	}
+	s.afterwards(s.stack.Redis.WaitReady)
+	for _, site := range s.all() {
+		for _, l := range site.links.all() {
+			l.Heal()
+		}
+		site.links.nats.Meddle(devstack.Down, devstack.Mishaps{})
+		if p := site.here(); p == nil {
+			errs = append(errs, site.start(ctx))
+		} else {
+			_ = p.signal(syscall.SIGCONT) // one that has ended is missed when it is asked something
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // afterwards has something done when the phase's load has ended.
