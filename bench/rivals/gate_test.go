@@ -8,6 +8,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/freshet-cache/freshet/internal/verify"
 )
@@ -28,6 +29,16 @@ type gate struct {
 type hold struct {
 	reached  chan struct{} // closed by the gate when the answer is there
 	released chan struct{} // closed by release
+}
+
+// wait returns when the answer is held.
+func (h *hold) wait(t *testing.T) {
+	t.Helper()
+	select {
+	case <-h.reached:
+	case <-time.After(20 * time.Second):
+		t.Fatal("no load has begun")
+	}
 }
 
 func (h *hold) release() { close(h.released) }
