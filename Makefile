@@ -21,7 +21,7 @@ BUILDVCS := $(shell git rev-parse --verify HEAD >/dev/null 2>&1 && echo auto || 
 RACE = $(shell test "$$($(GO) env CGO_ENABLED)" = 1 && echo -race)
 
 .DEFAULT_GOAL := help
-.PHONY: help up test check race lint fmt bench benchstat fuzz mutants faults cover build servers clean
+.PHONY: help up test check race lint fmt bench benchstat fuzz mutants sim faults cover build servers clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
