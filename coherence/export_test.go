@@ -1,4 +1,50 @@
 package coherence
 
+import (
+	"errors"
+	"fmt"
+	"reflect"
+	"time"
+)
+
 // PollQuery is the text that [PostgresLog.Poll] prepares.
 const PollQuery = pollQuery
+
+// RelayRequest is the wire form of a request.
+func RelayRequest(id uint64, patience time.Duration, since Snapshot) []byte {
+	b, err := appendRelayRequest(nil, relayRequest{id: id, patience: patience, since: since})
+	if err != nil {
+		panic(err)
+	}
+	return b
+}
+
+// RelayAnswer is the wire form of an answer to the request.
+func RelayAnswer(request []byte, s Snapshot, changes ...Change) []byte {
+	q, err := decodeRelayRequest(request)
+	if err != nil {
+		panic(err)
+	}
+	return appendRelayAnswer(nil, relayAnswer{id: q.id, known: true, poll: PollResult{Snapshot: s, Horizon: s, Changes: changes}})
+}
+
+// SealRelay puts the check behind what should be a message.
+func SealRelay(b []byte) []byte { return appendCheck(append([]byte(nil), b...), 0) }
+
+// RelayRoundTrip decodes a message, and if it is one, encodes and decodes it again.
+func RelayRoundTrip(b []byte) error {
+	if q, err := decodeRelayRequest(b); err == nil {
+		wire, err := appendRelayRequest(nil, q)
+		again, err2 := decodeRelayRequest(wire)
+		if err := errors.Join(err, err2); err != nil || !reflect.DeepEqual(q, again) {
+			return fmt.Errorf("request %+v comes back as %+v, %w", q, again, err)
+		}
+	}
+	if a, err := decodeRelayAnswer(b); err == nil {
+		again, err := decodeRelayAnswer(appendRelayAnswer(nil, a))
+		if err != nil || !reflect.DeepEqual(a, again) {
+			return fmt.Errorf("answer %+v comes back as %+v, %w", a, again, err)
+		}
+	}
+	return nil
+}

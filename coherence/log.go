@@ -269,6 +269,9 @@ func (l *PostgresLog) Trim(ctx context.Context, keep time.Duration) (int, error)
 	return gone, nil
 }
 
+// Idle closes the connection until it is needed again. It is for the caller of the other methods.
+func (l *PostgresLog) Idle() { l.disconnect() }
+
 // Close ends the connection.
 func (l *PostgresLog) Close() error {
 	l.disconnect()

@@ -51,6 +51,7 @@ type Tracker struct {
 
 	wake   chan struct{} // asks for a poll at once; sent by barriers, never closed
 	hurry  chan struct{} // asks for a poll soon; sent for events, never closed
+	wanted chan struct{} // tells a poll under way that somebody waits; sent by barriers, never closed
 	stop   context.CancelCauseFunc
 	done   sync.WaitGroup
 	closed chan struct{} // closed by Close
@@ -94,6 +95,7 @@ func NewTracker(c TrackerConfig) *Tracker {
 		start:    time.Now(),
 		wake:     make(chan struct{}, 1),
 		hurry:    make(chan struct{}, 1),
+		wanted:   make(chan struct{}, 1),
 		stop:     stop,
 		closed:   make(chan struct{}),
 		dir:      dir,
@@ -136,11 +138,20 @@ func (t *Tracker) Stamps() *Stamps { return &t.stamps }
 
 // Barrier returns after a poll that was sent after the call, so that every commit acknowledged before
 // the call is known. Callers share polls. The error says that there was no such poll.
-func (t *Tracker) Barrier(ctx context.Context) (*Poll, error) {
+func (t *Tracker) Barrier(ctx context.Context) (*Poll, error) { return t.barrier(ctx, 0) }
+
+// barrier is Barrier for a caller that can wait for so long until the poll is sent, if none is before.
+func (t *Tracker) barrier(ctx context.Context, patience time.Duration) (*Poll, error) {
 	t.mu.Lock()
 	c := t.next
 	c.size++
-	ask(t.wake)
+	if patience <= 0 {
+		ask(t.wake)
+		ask(t.wanted)
+	} else {
+		timer := time.AfterFunc(patience, func() { t.want(c) })
+		defer timer.Stop()
+	}
 	t.mu.Unlock()
 	select {
 	case <-c.done:
@@ -151,6 +162,19 @@ func (t *Tracker) Barrier(ctx context.Context) (*Poll, error) {
 		return nil, ErrTrackerClosed
 	}
 }
+
+// want asks for a poll if the cohort still waits for one.
+func (t *Tracker) want(c *cohort) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.next == c {
+		ask(t.wake)
+	}
+}
+
+// patientKey is under which the context of a poll that nobody waits for holds a channel: it receives
+// when somebody comes to wait for the next poll.
+type patientKey struct{}
 
 // ask for a poll over a channel that holds one request. The caller holds mu.
 func ask(c chan<- struct{}) {
@@ -311,6 +335,10 @@ func (t *Tracker) poll(ctx context.Context) bool {
 	// Whoever has asked by now is served by this poll.
 	granted(t.wake)
 	granted(t.hurry)
+	granted(t.wanted)
+	if waiting.size == 0 {
+		ctx = context.WithValue(ctx, patientKey{}, (<-chan struct{})(t.wanted))
+	}
 	t.mu.Unlock()
 	for range 4 {
 		waiting.poll, waiting.err = t.pollOnce(ctx)
@@ -371,6 +399,9 @@ func (t *Tracker) pollOnce(ctx context.Context) (*Poll, error) {
 
 // trim deletes old changes and returns when to do it again.
 func (t *Tracker) trim(ctx context.Context) time.Duration {
+	if l, ok := t.config.Log.(*RelayedLog); ok && l.relaying {
+		return t.jitter(t.config.Retention / 50) // the relay's member does it
+	}
 	n, err := t.config.Log.Trim(ctx, t.config.Retention)
 	if err != nil {
 		t.log.Warn("coherence: old changes stay in the log for now", "error", err)

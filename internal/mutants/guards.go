@@ -105,6 +105,31 @@ var mutants = []mutant{
 		old:  "\tif do.Unproven {\n", with: "\tif false {\n",
 		folder: "coherence", killer: "TestTrackerUnproven",
 	},
+	// Polls by way of a relay.
+	{
+		name: "relay-answers-without-poll", guard: "a relay answers with a poll that it sent after the request",
+		file: "coherence/relay.go",
+		old:  "if _, err := r.Tracker.barrier(ctx, q.patience); err == nil {", with: "if r.Tracker.Latest() != nil {",
+		folder: "coherence", killer: "TestRelayPollsAfterRequest",
+	},
+	{
+		name: "relay-gap-ignored", guard: "a relay that does not remember all since the asker's poll does not answer",
+		file: "coherence/relay_ring.go",
+		old:  "if !s.Includes(r.base) {", with: "if s.Timeline != r.base.Timeline {",
+		folder: "coherence", killer: "TestRelayBehindMemory",
+	},
+	{
+		name: "relay-since-ignored", guard: "a relay tells the changes since the asker's poll, not others",
+		file: "coherence/relay_ring.go",
+		old:  "if !s.Sees(c.XID) {", with: "if c.XID >= s.Xmax {",
+		folder: "coherence", killer: "TestRelayedLog",
+	},
+	{
+		name: "relay-timeline-ignored", guard: "an answer of another timeline, or older than the asker's poll, is not believed",
+		file: "coherence/relay.go",
+		old:  "case !a.poll.Snapshot.Includes(q.since):", with: "case false:",
+		folder: "coherence", killer: "TestRelayAnswersRefused",
+	},
 	{
 		name: "stamps-not-raised", guard: "a change shows to those who hit L1 without a lock",
 		file: "coherence/tracker.go",

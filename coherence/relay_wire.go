@@ -1,0 +1,154 @@
+package coherence
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"time"
+)
+
+// Bounds of relayed polls. An answer with all of them is below the 1 MiB that NATS takes.
+const (
+	// maxRelayChanges bounds the changes of one answer; who is behind by more polls for itself.
+	maxRelayChanges = 1 << 14
+	// maxRelayOpen bounds the transactions in progress that a snapshot of a message lists.
+	maxRelayOpen = 1 << 12
+	// maxRelayPatience bounds what a request may be kept waiting for.
+	maxRelayPatience = time.Minute
+)
+
+// The wire forms: 'F', 'p' (request) or 'r' (answer), version, the fields in order, numbers as uvarints
+// but for IDs, scopes and the check, which are big-endian; at the end the CRC-32C of all before it.
+const (
+	relayVersion = 1
+	relayHead    = 3 + 8
+	relayCheck   = 4
+)
+
+// relayRequest asks a relay for what changed since a snapshot.
+type relayRequest struct {
+	id       uint64        // comes back in the answer
+	patience time.Duration // how long the poll may be put off, to be shared; in whole microseconds
+	since    Snapshot      // of a timeline
+}
+
+// relayAnswer is a poll that was sent after the request had come.
+type relayAnswer struct {
+	id    uint64
+	known bool       // false: the relay cannot tell, and the rest is not there
+	poll  PollResult // never overrun
+}
+
+var errRelay = errors.New("coherence: malformed message about a relayed poll")
+
+func appendRelayRequest(b []byte, q relayRequest) ([]byte, error) {
+	if len(q.since.Xip) > maxRelayOpen {
+		return b, fmt.Errorf("coherence: a poll since %d open transactions is not relayed", len(q.since.Xip))
+	}
+	begin := len(b)
+	b = append(b, 'F', 'p', relayVersion)
+	b = binary.BigEndian.AppendUint64(b, q.id)
+	b = binary.AppendUvarint(b, uint64(q.patience.Microseconds()))
+	b, err := q.since.AppendBinary(b)
+	return appendCheck(b, begin), err
+}
+
+func decodeRelayRequest(b []byte) (relayRequest, error) {
+	id, b, err := openRelay(b, 'p')
+	if err != nil {
+		return relayRequest{}, err
+	}
+	patience, n := binary.Uvarint(b)
+	if n <= 0 || patience > uint64(maxRelayPatience.Microseconds()) {
+		return relayRequest{}, errRelay
+	}
+	since, b, err := DecodeSnapshot(b[n:])
+	if err != nil || len(b) > 0 || since.Timeline == 0 || len(since.Xip) > maxRelayOpen {
+		return relayRequest{}, errRelay
+	}
+	return relayRequest{id: id, patience: time.Duration(patience) * time.Microsecond, since: since}, nil
+}
+
+// appendRelayAnswer appends the answer, or that the relay cannot tell when the answer is too large.
+func appendRelayAnswer(b []byte, a relayAnswer) []byte {
+	begin := len(b)
+	b = append(b, 'F', 'r', relayVersion)
+	b = binary.BigEndian.AppendUint64(b, a.id)
+	p := a.poll
+	if !a.known || p.Overrun || len(p.Changes) > maxRelayChanges || len(p.Snapshot.Xip) > maxRelayOpen || len(p.Horizon.Xip) > maxRelayOpen {
+		return appendCheck(append(b, 0), begin)
+	}
+	b = append(b, 1)
+	for _, s := range []Snapshot{p.Snapshot, p.Horizon} {
+		b, _ = s.AppendBinary(b) // does not fail
+	}
+	b = binary.AppendUvarint(b, uint64(len(p.Changes)))
+	for _, c := range p.Changes {
+		b = binary.AppendUvarint(b, c.XID)
+		b = binary.BigEndian.AppendUint64(b, uint64(c.Scope))
+	}
+	return appendCheck(b, begin)
+}
+
+func decodeRelayAnswer(b []byte) (relayAnswer, error) {
+	id, b, err := openRelay(b, 'r')
+	if err != nil || len(b) == 0 {
+		return relayAnswer{}, errRelay
+	}
+	a := relayAnswer{id: id, known: b[0] == 1}
+	if b[0] > 1 || (b[0] == 0 && len(b) > 1) {
+		return relayAnswer{}, errRelay
+	}
+	if !a.known {
+		return a, nil
+	}
+	b = b[1:]
+	for _, s := range []*Snapshot{&a.poll.Snapshot, &a.poll.Horizon} {
+		if *s, b, err = DecodeSnapshot(b); err != nil || len(s.Xip) > maxRelayOpen {
+			return relayAnswer{}, errRelay
+		}
+	}
+	count, n := binary.Uvarint(b)
+	// Each change takes nine bytes at least: check before allocating.
+	if n <= 0 || count > maxRelayChanges || count > uint64(len(b)/9) {
+		return relayAnswer{}, errRelay
+	}
+	b = b[n:]
+	if count > 0 {
+		a.poll.Changes = make([]Change, count)
+	}
+	for i := range a.poll.Changes {
+		xid, n := binary.Uvarint(b)
+		if n <= 0 || len(b) < n+8 {
+			return relayAnswer{}, errRelay
+		}
+		a.poll.Changes[i] = Change{XID: xid, Scope: ScopeHash(binary.BigEndian.Uint64(b[n:]))}
+		b = b[n+8:]
+	}
+	if len(b) > 0 {
+		return relayAnswer{}, errRelay
+	}
+	return a, nil
+}
+
+// openRelay checks the ends of a message and returns its ID and what is between.
+func openRelay(b []byte, kind byte) (id uint64, rest []byte, err error) {
+	if len(b) < relayHead+relayCheck || b[0] != 'F' || b[1] != kind {
+		return 0, nil, errRelay
+	}
+	if b[2] != relayVersion {
+		return 0, nil, fmt.Errorf("coherence: relayed poll of version %d: want %d", b[2], relayVersion)
+	}
+	end := len(b) - relayCheck
+	if relayCRC(b[:end]) != binary.BigEndian.Uint32(b[end:]) {
+		return 0, nil, errRelay
+	}
+	return binary.BigEndian.Uint64(b[3:]), b[relayHead:end], nil
+}
+
+func appendCheck(b []byte, begin int) []byte {
+	return binary.BigEndian.AppendUint32(b, relayCRC(b[begin:]))
+}
+
+func relayCRC(b []byte) uint32 { return crc32.Checksum(b, crc32.MakeTable(crc32.Castagnoli)) }
