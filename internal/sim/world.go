@@ -312,35 +312,45 @@ func (w *world) schedule(end time.Duration) {
 	defer timer.Stop()
 	for {
 		synctest.Wait()
-		if w.out.Steps++; w.out.Steps > maxSteps {
-			panic(fmt.Sprintf("sim: more than %d steps of the plan\n%v", maxSteps, w.plan))
-		}
-		for len(w.queue) > 0 && w.queue[0].void != nil && *w.queue[0].void {
-			heap.Pop(&w.queue)
-		}
-		now := w.now()
-		next := end
-		if len(w.queue) > 0 && (w.queue[0].at < end || w.running > 0) {
-			next = w.queue[0].at
-		} else if now >= end && w.running == 0 {
+		w.mu.Lock()
+		next, more := w.step(end)
+		pause := next - w.now()
+		w.mu.Unlock()
+		if !more {
 			return
 		}
-		if next <= now && len(w.queue) > 0 && w.queue[0].at <= now {
-			e := heap.Pop(&w.queue).(*event)
-			w.mu.Lock()
-			e.do()
-			w.mu.Unlock()
+		if pause <= 0 {
 			continue
 		}
-		if next <= now { // an operation runs that waits for no event: for a timer of its own
-			next = now + 10*time.Millisecond
-		}
-		timer.Reset(next - now)
+		timer.Reset(pause)
 		select {
 		case <-w.arrived:
 		case <-timer.C:
 		}
 	}
+}
+
+// step runs the event whose time has come, if there is one. It returns when the next is due, and whether
+// there is anything left to do. The caller holds the world's lock.
+func (w *world) step(end time.Duration) (next time.Duration, more bool) {
+	if w.out.Steps++; w.out.Steps > maxSteps {
+		panic(fmt.Sprintf("sim: more than %d steps of the plan\n%v", maxSteps, w.plan))
+	}
+	for len(w.queue) > 0 && w.queue[0].void != nil && *w.queue[0].void {
+		heap.Pop(&w.queue)
+	}
+	now := w.now()
+	if len(w.queue) > 0 && (w.queue[0].at < end || w.running > 0) {
+		if next = w.queue[0].at; next > now {
+			return next, true
+		}
+		heap.Pop(&w.queue).(*event).do()
+		return now, true
+	}
+	if now < end {
+		return end, true
+	}
+	return now + 10*time.Millisecond, w.running > 0 // an operation may wait for a timer of its own
 }
 
 // maxSteps bounds the events of one history.
