@@ -338,7 +338,7 @@ func postgresFaults() []fault {
 			},
 		},
 		{
-			name: "postgres-paused", about: "Postgres freezes: connections stay open, nothing answers", least: 4 * time.Second,
+			name: "postgres-paused", about: "Postgres freezes: connections stay open, nothing answers", least: 6 * time.Second,
 			inject: func(_ context.Context, s *stand) (func(context.Context) error, error) {
 				return func(context.Context) error { return s.stack.Postgres.Resume() }, s.stack.Postgres.Pause()
 			},

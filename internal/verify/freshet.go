@@ -22,7 +22,6 @@ const (
 	freshetL1       = 600
 	freshetConns    = 8
 	freshetMaxStale = time.Minute
-	freshetLoad     = 3 * time.Second
 	freshetWrite    = 5 * time.Second
 )
 
@@ -31,7 +30,7 @@ const (
 func Freshet(ctx context.Context, at Endpoints) (Subject, error) {
 	n, err := node.Open(ctx, node.Config{
 		App: at.App, ID: fmt.Sprintf("replica-%d", at.Replica),
-		Postgres: node.PostgresConfig{DSN: at.Postgres, MaxConns: freshetConns, LoadTimeout: freshetLoad, WriteTimeout: freshetWrite},
+		Postgres: node.PostgresConfig{DSN: at.Postgres, MaxConns: freshetConns, WriteTimeout: freshetWrite},
 		Redis:    node.RedisConfig{Addrs: at.Redis, Dial: at.dialRedis},
 		NATS:     node.NATSConfig{URLs: []string{at.NATS}},
 		MaxStale: freshetMaxStale,

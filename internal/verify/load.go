@@ -11,13 +11,13 @@ import (
 
 // The shape of the load.
 const (
-	readers     = 6  // goroutines that share the rate
-	burst       = 16 // their reads in a row, so that few timers are needed
-	strict      = 2  // goroutines that ask for budget 0, each read a poll if nobody shares it
-	strictRate  = 60 // reads per second of each
-	writers     = 2  // goroutines, each a session that reads what it wrote
-	readLimit   = 4 * time.Second
-	writeLimit  = 5 * time.Second
+	readers     = 6               // goroutines that share the rate
+	burst       = 16              // their reads in a row, so that few timers are needed
+	strict      = 2               // goroutines that ask for budget 0, each read a poll if nobody shares it
+	strictRate  = 60              // reads per second of each
+	writers     = 2               // goroutines, each a session that reads what it wrote
+	readLimit   = 6 * time.Second // longer than a load may take
+	writeLimit  = 6 * time.Second
 	moodTime    = 400 * time.Millisecond // then a replica asks for other budgets
 	listShare   = 0.04
 	removeShare = 0.06 // of writes

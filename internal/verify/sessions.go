@@ -13,7 +13,7 @@ import (
 const (
 	hoppers   = 6               // sessions at once
 	hopRate   = 40              // steps per second of each
-	hopLimit  = 4 * time.Second // a replica that does not answer by then is left alone
+	hopLimit  = 7 * time.Second // a replica that does not answer by then is left alone
 	hopWrites = 0.15            // share of steps that write
 )
 
