@@ -7,12 +7,13 @@
 // Postgres is the authority: a trigger writes every change of a row into an audit table, in the
 // writer's own transaction, and the order of that table is the order of commits, whoever wrote, by
 // whatever statement, and whether or not anybody lived to tell. Replicas are processes: the program
-// starts itself again for each. Each replica reaches each server through
-// proxies of its own, so that it alone can be cut off. All processes run on one host and read one
-// clock, CLOCK_MONOTONIC.
+// starts itself again for each, and calls [RunReplica] there. Each replica reaches each server through
+// proxies of its own, so that it alone can be cut off. All processes run on one host and read one clock,
+// CLOCK_MONOTONIC.
 //
 // A run is a series of phases, one for each fault: load without the fault, with it, and after it; then
-// the load stops, every replica is asked for every row and every list, and all answers are judged.
+// the load stops, every replica is asked for every row and every list, and so is a new one, which finds
+// them in Redis; and all answers are judged. Of a replica that is killed only the last reads are unknown.
 //
 // # Not promised
 //
