@@ -62,6 +62,10 @@ type PostgresConfig struct {
 	PollInterval time.Duration
 	// PollTimeout bounds one poll; 0 = 1 s.
 	PollTimeout time.Duration
+	// RelayFrom is up to how many replicas each polls the log for itself. Of more, two, or one in 64,
+	// relay the polls of the others over NATS, which keep no connection to the log and may be behind by
+	// half a PollInterval more. What a budget means stays the same. 0 = 32, below 0 = nobody relays.
+	RelayFrom int
 	// LoadTimeout bounds one load, waiting included; 0 = 5 s.
 	LoadTimeout time.Duration
 	// WriteTimeout bounds the wait for the answer to each statement of [Node.Write] and [Node.DB]; 0 =
@@ -200,6 +204,8 @@ func (c Config) logger() *slog.Logger  { return cmp.Or(c.Logger, slog.Default())
 func (c Config) pollInterval() time.Duration {
 	return cmp.Or(c.Postgres.PollInterval, 250*time.Millisecond)
 }
+
+func (c Config) relayFrom() int { return cmp.Or(c.Postgres.RelayFrom, 32) }
 
 func (c Config) writeTimeout() time.Duration {
 	return cmp.Or(c.Postgres.WriteTimeout, 30*time.Second)

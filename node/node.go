@@ -10,6 +10,7 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/jmoiron/sqlx"
@@ -36,6 +37,8 @@ type Node struct {
 	bus      *coherence.Bus      // nil = none
 	members  *cluster.Membership // nil = none
 	peers    *peers              // nil = none
+	polls    *coherence.RelayedLog
+	relays   atomic.Pointer[relays] // nil = none
 
 	stop context.CancelFunc // ends the membership
 	work sync.WaitGroup
@@ -93,8 +96,9 @@ func openOn(c Config, provide func(*Node) (parts, error)) (*Node, error) {
 // start sets the parts to work; Close ends them in the reverse order.
 func (n *Node) start() error {
 	c := n.config
+	n.polls = coherence.NewRelayedLog(coherence.RelayConfig{Direct: n.changes, Ask: n.ask, Patience: c.pollInterval() / 2, Idle: 10 * c.pollInterval()})
 	n.tracker = coherence.NewTracker(coherence.TrackerConfig{
-		Log: n.changes, Boot: n.boot, Interval: c.Postgres.PollInterval, Retention: c.Postgres.Retention, Logger: n.log,
+		Log: n.polls, Boot: n.boot, Interval: c.Postgres.PollInterval, Retention: c.Postgres.Retention, Logger: n.log,
 	})
 	n.bulkhead = tiers.NewBulkhead(c.Postgres.MaxConns, c.Postgres.Queue)
 	var err error
@@ -138,6 +142,13 @@ func (n *Node) join() error {
 	if n.peers, err = openPeers(n); err != nil {
 		return err
 	}
+	if c := n.config.relayFrom(); c >= 0 {
+		r, err := openRelays(n)
+		if err != nil {
+			return err
+		}
+		n.relays.Store(r)
+	}
 	ctx, stop := context.WithCancel(context.Background())
 	n.stop = stop
 	n.work.Go(func() {
@@ -178,6 +189,9 @@ func (n *Node) close() error {
 	problems := []error{n.awaitWrites()}
 	if n.peers != nil {
 		n.peers.close()
+	}
+	if r := n.relays.Load(); r != nil {
+		r.close()
 	}
 	ended := make([]error, len(caches))
 	var loads sync.WaitGroup

@@ -20,9 +20,16 @@ type Stats struct {
 	PollSeconds float64 `json:"poll_seconds"` // duration of the last poll
 	Polls       uint64  `json:"polls"`
 	PollErrors  uint64  `json:"poll_errors"`
-	Changes     uint64  `json:"changes"` // scopes that changed, as they became known
-	Flushes     uint64  `json:"flushes"`
-	Writes      uint64  `json:"writes"` // through this node
+	// Polls sent to Postgres, those that came by a relay, those of the first that a relay should have
+	// answered and did not, and those that were given to other replicas.
+	PollsDirect  uint64 `json:"polls_direct"`
+	PollsRelayed uint64 `json:"polls_relayed"`
+	PollsVain    uint64 `json:"polls_unanswered"`
+	PollsGiven   uint64 `json:"polls_given"`
+
+	Changes uint64 `json:"changes"` // scopes that changed, as they became known
+	Flushes uint64 `json:"flushes"`
+	Writes  uint64 `json:"writes"` // through this node
 
 	HintsSent     uint64 `json:"hints_sent"`
 	HintsUnsent   uint64 `json:"hints_unsent"` // NATS was away: others found the change by polling
@@ -102,6 +109,8 @@ func (n *Node) Stats() Stats {
 		Source: SourceStats{Running: b.Running, Waiting: b.Waiting, Peak: b.Peak, Places: b.Places, Refused: b.Refused},
 		Shards: []ShardStats{}, Members: []MemberStats{}, Namespaces: []NamespaceStats{},
 	}
+	r := n.polls.Stats()
+	s.PollsDirect, s.PollsRelayed, s.PollsVain, s.PollsGiven = r.Direct, r.Relayed, r.Vain, r.Answered
 	if n.bus != nil {
 		s.HintsUnsent = n.counts.hintsUnsent.Load() // before those that are numbered: each of it is among them
 		s.HintsSent = n.bus.Published() - s.HintsUnsent

@@ -236,9 +236,9 @@ var mutants = []mutant{
 	// Where a value comes from.
 	{
 		name: "snapshot-after-load", guard: "a function's values count as of a barrier before it starts",
-		file: "tiers/source.go",
-		old:  "Batch[V]{Snapshot: before.Snapshot, After: after, Values: values}, err",
-		with: "Batch[V]{Snapshot: after.Snapshot, After: before, Values: values}, err",
+		file:   "tiers/source.go",
+		old:    "Batch[V]{Snapshot: before.Snapshot, After: after, Values: values}, err",
+		with:   "Batch[V]{Snapshot: after.Snapshot, After: before, Values: values}, err",
 		folder: "tiers", killer: "TestI1SlowFunction",
 	},
 	{
