@@ -78,7 +78,8 @@ type Source[V any] func(n *Node) (tiers.Source[V], error)
 // SQL is the source of entities that one query returns. Its parameter $1 is the array of ids; one of
 // its columns must be named id, and the others match V's fields as in sqlx. An id exists if it is the text
 // of that column, as Postgres writes it: 42, not 042. The node wraps the query
-// so that the rows and the snapshot under which they were read come from one statement.
+// so that the rows and the snapshot under which they were read come from one statement. It must read under that
+// snapshot alone: no volatile functions that read tables, no locking clause, no foreign tables.
 func SQL[V any](query string) Source[V] {
 	return func(n *Node) (tiers.Source[V], error) { return tiers.NewSQLSource[V](n.loads, query) }
 }
