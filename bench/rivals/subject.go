@@ -150,7 +150,8 @@ const (
 // invalidate tells the cache of a committed change, again where that fails. What fails in the end leaves the write as
 // it is: it was committed, and there is nothing left that the rivals' documentation names.
 func (s *subject) invalidate(ctx context.Context, keys []string) {
-	ctx, cancel := context.WithTimeout(ctx, invalidateLimit)
+	// A caller that gives up between the commit and this is no excuse.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), invalidateLimit)
 	defer cancel()
 	for _, key := range keys {
 		for range attempts {
