@@ -71,17 +71,21 @@ func run(ctx context.Context, out io.Writer, only string) error {
 	var problems []error
 	for _, m := range chosen {
 		began := time.Now()
-		killed, err := lab.try(ctx, m)
-		verdict := fmt.Sprintf("`%s` %s", m.folder, m.killer)
-		switch {
-		case err != nil:
-			verdict = "not tried"
-			problems = append(problems, fmt.Errorf("%s: %w", m.name, err))
-		case !killed:
-			verdict = "SURVIVED " + verdict
-			problems = append(problems, fmt.Errorf("%s: survived %s of ./%s", m.name, m.killer, m.folder))
+		var verdicts []string
+		for _, k := range m.killers(lab.root) {
+			killed, err := lab.try(ctx, m, k)
+			verdict := fmt.Sprintf("`%s` %s", k.folder, k.test)
+			switch {
+			case err != nil:
+				verdict = "not tried: " + verdict
+				problems = append(problems, fmt.Errorf("%s: %w", m.name, err))
+			case !killed:
+				verdict = "SURVIVED " + verdict
+				problems = append(problems, fmt.Errorf("%s: survived %s of ./%s", m.name, k.test, k.folder))
+			}
+			verdicts = append(verdicts, verdict)
 		}
-		fmt.Fprintf(out, "| %s | %s | %s | %.1f s |\n", m.name, m.guard, verdict, time.Since(began).Seconds())
+		fmt.Fprintf(out, "| %s | %s | %s | %.1f s |\n", m.name, m.guard, strings.Join(verdicts, ", "), time.Since(began).Seconds())
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
@@ -103,7 +107,9 @@ func (l *lab) intact(ctx context.Context, chosen []mutant) error {
 		if _, err := m.apply(l.root); err != nil {
 			problems = append(problems, err)
 		}
-		killers[m.folder] = append(killers[m.folder], m.killer)
+		for _, k := range m.killers(l.root) {
+			killers[k.folder] = append(killers[k.folder], k.test)
+		}
 	}
 	if err := errors.Join(problems...); err != nil {
 		return err
@@ -131,8 +137,8 @@ func (l *lab) intact(ctx context.Context, chosen []mutant) error {
 	return nil
 }
 
-// try reports whether the mutant's test fails with it. The error says why that cannot be told.
-func (l *lab) try(ctx context.Context, m mutant) (killed bool, err error) {
+// try reports whether the test fails with the mutant. The error says why that cannot be told.
+func (l *lab) try(ctx context.Context, m mutant, k killer) (killed bool, err error) {
 	changed, err := m.apply(l.root)
 	if err != nil {
 		return false, err
@@ -145,15 +151,15 @@ func (l *lab) try(ctx context.Context, m mutant) (killed bool, err error) {
 	if err := errors.Join(os.WriteFile(file, []byte(changed), 0o600), os.WriteFile(overlay, replace, 0o600)); err != nil {
 		return false, err
 	}
-	binary, err := l.build(ctx, m.folder, overlay)
+	binary, err := l.build(ctx, k.folder, overlay)
 	if err != nil {
 		return false, err
 	}
-	text, err := l.test(ctx, binary, m.folder, m.pattern())
+	text, err := l.test(ctx, binary, k.folder, k.pattern())
 	if err == nil {
 		return false, nil
 	}
-	test, _, _ := strings.Cut(m.killer, "/")
+	test, _, _ := strings.Cut(k.test, "/")
 	// A panic may come from a goroutine of the code that is tested, or from the test's time limit.
 	if !strings.Contains(text, "--- FAIL: "+test+" (") && !strings.Contains(text, "\npanic: ") && !strings.HasPrefix(text, "panic: ") {
 		return false, fmt.Errorf("the test ended before it could tell: %w\n%s", err, text)
@@ -211,7 +217,19 @@ func (m mutant) apply(root string) (string, error) {
 	return strings.Replace(string(b), m.old, m.with, 1), nil
 }
 
-// pattern is the killer's name as -run wants it.
-func (m mutant) pattern() string {
-	return "^" + strings.ReplaceAll(m.killer, "/", "$/^") + "$"
+// killer is a test that fails with a mutant.
+type killer struct{ folder, test string }
+
+// killers are the mutant's own, and a plan of the simulator if there is one of the mutant's name.
+func (m mutant) killers(root string) []killer {
+	all := []killer{{m.folder, m.killer}}
+	if _, err := os.Stat(filepath.Join(root, "internal/sim/testdata", m.name+".txt")); err == nil {
+		all = append(all, killer{"internal/sim", "TestPlans/" + m.name})
+	}
+	return all
+}
+
+// pattern is the test's name as -run wants it.
+func (k killer) pattern() string {
+	return "^" + strings.ReplaceAll(k.test, "/", "$/^") + "$"
 }
