@@ -21,7 +21,7 @@ BUILDVCS := $(shell git rev-parse --verify HEAD >/dev/null 2>&1 && echo auto || 
 RACE = $(shell test "$$($(GO) env CGO_ENABLED)" = 1 && echo -race)
 
 .DEFAULT_GOAL := help
-.PHONY: help up test check race lint fmt bench benchstat fuzz mutants sim faults cover build servers clean
+.PHONY: help up test check race lint fmt bench benchstat fuzz mutants sim faults rivals cover build servers clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -76,6 +76,10 @@ faults: build servers ## break servers, networks and replicas under load, one af
 
 sim: ## run RUNS histories of a simulated cluster, each decided by its seed, from SEED on
 	@$(GO) test ./internal/sim -run 'TestSim$$' -v -timeout 0 -seed $(SEED) -runs $(RUNS)
+
+rivals: servers ## compare with a cache-aside and public libraries, same faults and judge; DURATION=10m, more flags by ARGS=-h
+	@cd bench && $(GO) build -buildvcs=$(BUILDVCS) -o ../bin/rivals ./rivals
+	@exec ./bin/rivals $(if $(DURATION),-duration $(DURATION)) $(ARGS)
 
 cover: servers ## measure which statements the root's tests reach; the pages are in coverage.html
 	$(GO) test -timeout 10m -coverpkg=./... -coverprofile=coverage.out ./...

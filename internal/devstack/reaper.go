@@ -17,8 +17,9 @@ import (
 var reaperScript string
 
 // reaperLimit bounds the wait for the reaper after the stack has ended in order;
-// it then finds nothing to do.
-const reaperLimit = 5 * time.Second
+// it then finds nothing to do, but looks at every process of the machine, which
+// takes seconds where many processes wait for few processors.
+const reaperLimit = 30 * time.Second
 
 // reaper is the shell process that cleans up after this process has died.
 type reaper struct {

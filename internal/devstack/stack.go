@@ -101,7 +101,7 @@ func (s *Stack) start(ctx context.Context, o Options, programs programs) error {
 // Close ends every server at once and removes the stack's folder. Controls that
 // are still running (a Start of a node, say) are interrupted and return
 // [ErrClosed]. Close waits for everything the stack owns to be gone; it takes
-// well under a second and at most about ten. Later calls return the first
+// well under a second on an idle machine. Later calls return the first
 // call's error.
 func (s *Stack) Close() error {
 	s.close.Do(func() { s.err = s.end() })
