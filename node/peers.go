@@ -1,6 +1,7 @@
 package node
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -28,8 +29,6 @@ type peers struct {
 }
 
 const (
-	// peerTimeout bounds the wait for an owner; it covers the owner's read from Postgres.
-	peerTimeout = 500 * time.Millisecond
 	// maxAnswers bounds the answers to peers under way; beyond it they are told to help themselves.
 	maxAnswers = 256
 	// maxPeerEntry is the largest entry sent to a peer: NATS takes messages of 1 MiB by default.
@@ -64,13 +63,19 @@ func (p *peers) owner(namespace, id string) (cluster.Member, bool) {
 	return owner, ok && owner.Boot != p.node.boot
 }
 
+// patience bounds the wait for an owner, the owner's read from Postgres included: a source that takes
+// longer is told so by LeaseWait, with Redis and without.
+func (p *peers) patience() time.Duration {
+	return cmp.Or(p.node.config.Redis.LeaseWait, 500*time.Millisecond)
+}
+
 // Fetch implements [tiers.Peers].
 func (p *peers) Fetch(ctx context.Context, namespace, view, id string) ([]byte, error) {
 	owner, ok := p.owner(namespace, id)
 	if !ok {
 		return nil, tiers.ErrNoOwner
 	}
-	ctx, cancel := context.WithTimeout(ctx, peerTimeout)
+	ctx, cancel := context.WithTimeout(ctx, p.patience())
 	defer cancel()
 	answer, err := p.node.conn.Request(ctx, p.subject(owner.Boot), appendRequest(nil, namespace, view, id))
 	if err != nil {
@@ -120,7 +125,7 @@ func (p *peers) entry(request []byte) ([]byte, error) {
 	if !ok {
 		return nil, errors.New("no such cache")
 	}
-	ctx, cancel := context.WithTimeout(p.ctx, peerTimeout)
+	ctx, cancel := context.WithTimeout(p.ctx, p.patience())
 	defer cancel()
 	return c.Entry(ctx, id, tiers.Want{Budget: p.node.config.budget()})
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -34,7 +35,7 @@ func (s *site) wholeRedis() {
 // rawL2 reads and writes the bytes in L2.
 func (s *site) rawL2() *tiers.L2 {
 	s.t.Helper()
-	l2, err := tiers.OpenL2(tiers.L2Config{Addrs: stacktest.Stack().Redis.Addrs(), Timeout: time.Second})
+	l2, err := tiers.OpenL2(tiers.L2Config{Addrs: stacktest.Stack().Redis.Addrs(), Timeout: patient})
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -176,7 +177,9 @@ func TestI6RedisDown(t *testing.T) {
 	if err := redis.KillAll(); err != nil {
 		t.Fatal(err)
 	}
-	r := []*replica{s.open(nil), s.open(nil), s.open(nil)}
+	// Owners have time to load.
+	unhurried := func(c *node.Config, _ *node.CacheConfig[Thing]) { c.Redis.LeaseWait = patient / 4 }
+	r := []*replica{s.open(unhurried), s.open(unhurried), s.open(unhurried)}
 	for _, r := range r {
 		s.ready(r)
 		s.until("members see each other", func() bool { return len(r.Stats().Members) == 3 })
@@ -242,6 +245,37 @@ func TestI6RedisDown(t *testing.T) {
 	f.noneFailed()
 }
 
+// I6: without Redis, a source slower than half a second is read once, when LeaseWait says that it may take
+// longer: the others wait for the owner.
+func TestI6OwnerTakesItsTime(t *testing.T) {
+	s := newSite(t)
+	var calls atomic.Int64
+	r := make([]*replica, 3)
+	for i := range r {
+		r[i] = s.open(func(c *node.Config, cache *node.CacheConfig[Thing]) {
+			c.Redis.Addrs = []string{"127.0.0.1:1"} // nobody listens there
+			c.Redis.LeaseWait = patient
+			cache.Source = node.Func(func(_ context.Context, ids []string) (map[string]Thing, error) {
+				calls.Add(1)
+				var now time.Time
+				return someThings(ids), s.db.Get(&now, `select now() from pg_sleep(0.7)`)
+			})
+		})
+		s.ready(r[i])
+	}
+	s.until("members see each other", func() bool {
+		return !slices.ContainsFunc(r, func(one *replica) bool { return len(one.Stats().Members) != len(r) })
+	})
+	var readers sync.WaitGroup
+	for i := range r {
+		readers.Go(func() { s.get(r[i], "slow") })
+	}
+	readers.Wait()
+	if n := calls.Load(); n != 1 {
+		t.Errorf("%d loads of one thing", n)
+	}
+}
+
 // Without Redis and without peers, misses are bounded by the bulkhead, and none fails.
 func TestI6BulkheadWithoutRedisAndPeers(t *testing.T) {
 	s := newSite(t)
@@ -296,7 +330,7 @@ func (s *site) primaryOf(id string) (primary, replica *devstack.RedisNode) {
 // One shard dead with its replica: the others' keys keep L2, and the breakers show just that one.
 func TestOneRedisShardDown(t *testing.T) {
 	s := newSite(t)
-	r := s.openReady(2)
+	r := s.openAll(2, func(c *node.Config, _ *node.CacheConfig[Thing]) { c.Redis.LeaseWait = patient / 4 })
 	primary, replica := s.primaryOf("thing-1")
 	dead := s.shardOf("thing-1")
 	f := s.traffic(r, trafficConfig{keys: 1, writers: 1})

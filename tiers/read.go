@@ -200,7 +200,7 @@ func NewCache[V any](shared Shared, c Config[V]) (*Cache[V], error) {
 	wait := min(500*time.Millisecond, shared.LoadTimeout/4) // and then there is time left to load
 	shared.LeaseWait = cmp.Or(shared.LeaseWait, wait)
 	shared.LeaseTTL = cmp.Or(shared.LeaseTTL, max(2*time.Second, shared.LeaseWait))
-	shared.PeerWait = cmp.Or(shared.PeerWait, wait)
+	shared.PeerWait = cmp.Or(shared.PeerWait, shared.LeaseWait)
 	shared.ProofTimeout = cmp.Or(shared.ProofTimeout, time.Second)
 	shared.Logger = cmp.Or(shared.Logger, slog.Default())
 	if shared.Random == nil {
