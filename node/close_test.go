@@ -118,7 +118,9 @@ func TestI9CloseWithoutServers(t *testing.T) {
 		}
 		s.wholeRedis()
 	})
-	quick := func(c *node.Config, _ *node.CacheConfig[Thing]) { c.Postgres.LoadTimeout = 300 * time.Millisecond }
+	quick := func(c *node.Config, _ *node.CacheConfig[Thing]) {
+		c.Postgres.LoadTimeout, c.Postgres.PollTimeout, c.Redis.Timeout = 300*time.Millisecond, 0, 0
+	}
 	for _, c := range []struct {
 		name string
 		away func() error

@@ -17,10 +17,7 @@ import (
 // function opens a replica whose things come from a function.
 func (s *site) function(load func(ctx context.Context, ids []string) (map[string]Thing, error)) *replica {
 	s.t.Helper()
-	r := s.open(func(c *node.Config, cache *node.CacheConfig[Thing]) {
-		c.Postgres.LoadTimeout = 2 * time.Second
-		cache.Source = node.Func(load)
-	})
+	r := s.open(func(_ *node.Config, cache *node.CacheConfig[Thing]) { cache.Source = node.Func(load) })
 	s.ready(r)
 	s.until("L2 is connected", func() bool { return len(r.shardStates()) == 3 && r.shardStates()[0] == "closed" })
 	return r
@@ -240,17 +237,25 @@ func TestOneBadIDOfABatch(t *testing.T) {
 // or L2.
 func TestI2SlowLoader(t *testing.T) {
 	s := newSite(t)
-	slow := `select id, name, kind, revision from things where id = any($1) and pg_sleep(0.3) is not null`
+	// A load waits, with its snapshot taken, as long as the test holds the lock.
+	slow := `select id, name, kind, revision from things where id = any($1) and pg_advisory_xact_lock_shared(1) is not null`
 	r := s.openAll(2, func(_ *node.Config, c *node.CacheConfig[Thing]) { c.Source = node.SQL[Thing](slow) })
 	var readers sync.WaitGroup
 	for n := range 2 {
 		id := thing(60 + n)
+		hold, err := s.db.BeginTx(t.Context(), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := hold.ExecContext(t.Context(), `select pg_advisory_xact_lock(1)`); err != nil {
+			t.Fatal(err)
+		}
 		running := r[0].Stats().Source.Running
 		readers.Go(func() { s.get(r[0], id) })
 		s.until("the slow load runs", func() bool {
 			var n int
 			return r[0].Stats().Source.Running > running && s.db.Get(&n, `select count(*) from pg_stat_activity
-				where application_name = 'freshet-load' and state = 'active' and wait_event = 'PgSleep' and datname = current_database()`) == nil && n > 0
+				where application_name = 'freshet-load' and state = 'active' and wait_event = 'advisory' and datname = current_database()`) == nil && n > 0
 		})
 		var want int64
 		token, err := r[0].Write(t.Context(), func(tx *node.Tx) error {
@@ -260,11 +265,14 @@ func TestI2SlowLoader(t *testing.T) {
 			t.Fatal(err)
 		}
 		joined := r[0].of().Coalesced
-		if e := s.get(r[0], id); e.Value.Revision != want || !e.Fresh {
-			t.Errorf("read after own write: %+v, want revision %d", e, want)
-		}
-		if r[0].of().Coalesced == joined {
-			t.Error("the read did not join the slow load: the test tests nothing")
+		readers.Go(func() {
+			if e := s.get(r[0], id); e.Value.Revision != want || !e.Fresh {
+				t.Errorf("read after own write: %+v, want revision %d", e, want)
+			}
+		})
+		s.until("the read joins the slow load", func() bool { return r[0].of().Coalesced > joined })
+		if err := hold.Rollback(); err != nil {
+			t.Fatal(err)
 		}
 		readers.Wait()
 		if e := s.get(r[0], id); e.Value.Revision != want {

@@ -27,6 +27,9 @@ func TestMain(m *testing.M) {
 	stacktest.Main(m, devstack.Options{})
 }
 
+// patient is how long replicas wait for servers and for each other on a machine that may be very busy.
+const patient = 20 * time.Second
+
 // apps numbers the applications, so that tests share the servers but nothing on them.
 var apps atomic.Int64
 
@@ -66,13 +69,14 @@ func (s *site) exec(query string, args ...any) {
 	}
 }
 
-// config is that of a node on all servers.
+// config is that of a node on all servers, with time-outs that a machine meets on which other tests run:
+// a test that is about one sets it.
 func (s *site) config() node.Config {
 	stack := stacktest.Stack()
 	return node.Config{
 		App:      s.app,
-		Postgres: node.PostgresConfig{DSN: s.dsn},
-		Redis:    node.RedisConfig{Addrs: stack.Redis.Addrs()},
+		Postgres: node.PostgresConfig{DSN: s.dsn, PollTimeout: patient, LoadTimeout: patient},
+		Redis:    node.RedisConfig{Addrs: stack.Redis.Addrs(), Timeout: patient},
 		NATS:     node.NATSConfig{URLs: []string{stack.NATS.URL()}},
 		Logger:   slog.New(slog.NewTextHandler(testWriter{s.t}, &slog.HandlerOptions{Level: slog.LevelWarn})),
 	}
@@ -187,7 +191,7 @@ func thing(n int) string { return fmt.Sprintf("thing-%d", n) }
 
 func (s *site) ready(r *replica) {
 	s.t.Helper()
-	ctx, cancel := context.WithTimeout(s.t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(s.t.Context(), time.Minute)
 	defer cancel()
 	if err := r.Ready(ctx); err != nil {
 		s.t.Fatal(err)
@@ -197,7 +201,7 @@ func (s *site) ready(r *replica) {
 // until waits for a condition that servers or other goroutines bring about.
 func (s *site) until(what string, done func() bool) {
 	s.t.Helper()
-	deadline := time.NewTimer(30 * time.Second)
+	deadline := time.NewTimer(time.Minute)
 	defer deadline.Stop()
 	tick := time.NewTicker(2 * time.Millisecond)
 	defer tick.Stop()

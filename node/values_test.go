@@ -30,7 +30,7 @@ func TestLargeValues(t *testing.T) {
 	s := newSite(t)
 	s.exec(`insert into things (id, name, kind) values ('fits', $1, ''), ('in-l2', $2, ''), ('nowhere', $3, '')`, noise(256<<10), noise(1200<<10), noise(8<<20))
 	r := s.openAll(2, func(c *node.Config, _ *node.CacheConfig[Thing]) {
-		c.Redis.MaxValue, c.Redis.Timeout, c.Redis.LeaseWait = 2<<20, patient, patient
+		c.Redis.MaxValue, c.Redis.LeaseWait = 2<<20, patient
 	})
 	l2 := s.rawL2()
 	for _, c := range []struct {
