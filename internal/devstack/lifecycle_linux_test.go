@@ -290,7 +290,7 @@ func TestNothingIsLeftWhenTheOwnerDies(t *testing.T) {
 		t.Parallel()
 		dir := openDir(t)
 		cmd, _ := owner(t, dir, nil)
-		eventually(t, "initdb begun", 10*time.Second, func() bool {
+		eventually(t, "initdb begun", time.Minute, func() bool {
 			found, err := filepath.Glob(filepath.Join(dir, "*", "postgres", "data", "base"))
 			return err == nil && len(found) == 1
 		})

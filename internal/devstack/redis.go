@@ -199,7 +199,10 @@ func (n *RedisNode) startWith(ctx context.Context, data string) error {
 	if err != nil {
 		return err
 	}
-	return n.process.ready(ctx, r, func(ctx context.Context) error { return n.tell(ctx, "PING") })
+	return n.process.ready(ctx, r, func(ctx context.Context) error {
+		_, err := n.ask(ctx, []string{"PING"})
+		return err
+	})
 }
 
 // begin makes the node's files ready, unless it runs, and starts it.

@@ -21,6 +21,8 @@ const (
 
 	// askLimit bounds one question to a node; a paused one does not answer.
 	askLimit = time.Second
+	// orderLimit bounds one command that must be carried out, on a machine that may be busy.
+	orderLimit = 10 * time.Second
 
 	clusterPause = 25 * time.Millisecond // between two looks at the whole cluster
 )
@@ -318,7 +320,7 @@ func parseRange(text string) (slotRange, error) {
 
 // tell gives the node a command whose reply does not matter unless it is an error.
 func (n *RedisNode) tell(ctx context.Context, command ...string) error {
-	_, err := n.ask(ctx, command)
+	_, err := n.askWithin(ctx, orderLimit, command)
 	return err
 }
 
