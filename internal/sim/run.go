@@ -103,7 +103,12 @@ func (w *world) sweep() {
 		w.spawn(func() {
 			w.look(r, sweeping)
 			if w.plan.MaxEntries > 2*w.plan.Keys && w.plan.TTL >= time.Minute {
-				w.look(r, sweepingL1) // what has just been answered is a hit
+				// When a poll has seen all, what has just been answered is a hit: hints of the last write may
+				// still have been on their way before.
+				if _, err := r.tracker.Barrier(r.life); err == nil {
+					w.look(r, sweeping)
+					w.look(r, sweepingL1)
+				}
 			}
 			bare := *r
 			bare.rows, bare.detail, bare.lists = r.caches()
