@@ -5,7 +5,7 @@ ARGS    ?=
 FUZZTIME ?= 10s
 COUNT   ?= 6
 SEED    ?= 1
-RUNS    ?= 10000
+RUNS    ?=
 DURATION ?= 5m
 
 # The modules whose tests are ours to pass: the root and every nested one, the tools' excepted.
@@ -74,8 +74,8 @@ mutants: servers ## take away each guard of the guarantee and show that a test f
 faults: build servers ## break servers, networks and replicas under load, one after the other, and judge every answer; all flags by ARGS=--help
 	@exec ./bin/freshet verify --stack --duration $(DURATION) $(ARGS)
 
-sim: ## run RUNS histories of a simulated cluster, each decided by its seed, from SEED on
-	@$(GO) test ./internal/sim -run 'TestSim$$' -v -timeout 0 -seed $(SEED) -runs $(RUNS)
+sim: ## run RUNS histories of a simulated cluster, or DURATION of them, each decided by its seed, from SEED on
+	@$(GO) test ./internal/sim -run 'TestSim$$' -v -timeout 0 -seed $(SEED) $(if $(RUNS),-runs $(RUNS),-for $(DURATION))
 
 rivals: servers ## compare with a cache-aside and public libraries, same faults and judge; DURATION=10m, more flags by ARGS=-h
 	@cd bench && $(GO) build -buildvcs=$(BUILDVCS) -o ../bin/rivals ./rivals

@@ -3,6 +3,7 @@ package sim
 import (
 	"flag"
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -17,7 +18,8 @@ import (
 
 var (
 	seedFlag = flag.Uint64("seed", 1, "TestSim: the first seed")
-	runsFlag = flag.Int("runs", 0, "TestSim: how many histories; 0 = as many as belong to the tests")
+	runsFlag = flag.Int("runs", 0, "TestSim: how many histories; 0 = as many as belong to the tests, or as -for allows")
+	forFlag  = flag.Duration("for", 0, "TestSim: for how long, if -runs is not given")
 	showFlag = flag.Bool("show", false, "TestSim: print the plan and the transcript of the first seed")
 	saveFlag = flag.String("save", "", "TestSim: the file in which the smallest plan that fails is kept")
 )
@@ -46,7 +48,10 @@ const shortRuns = 400
 //	go test ./internal/sim -run TestSim$ -v -seed 1 -runs 100000
 func TestSim(t *testing.T) {
 	runs := *runsFlag
-	if runs == 0 {
+	switch {
+	case runs == 0 && *forFlag > 0:
+		runs = math.MaxInt
+	case runs == 0:
 		runs = shortRuns
 		if raceEnabled || testing.Short() {
 			runs /= 4
@@ -61,6 +66,9 @@ func TestSim(t *testing.T) {
 	began := time.Now()
 	told := began
 	for i := range runs {
+		if runs == math.MaxInt && time.Since(began) > *forFlag {
+			break
+		}
 		p := Generate(*seedFlag + uint64(i))
 		o := play(t, p, false)
 		sum.add(&o)
