@@ -49,8 +49,12 @@ func (w *world) begin(op Op) {
 	var r *replica
 	if op.Replica >= 0 {
 		r = w.replicas[op.Replica]
-		if at := w.resumed(r.boot, w.now()); at > w.now() { // its clients wait
-			w.at(at, r.boot, callOp, "", 0, func() { w.begin(op) })
+		if at := w.resumed(r.boot, w.now()); at > w.now() {
+			w.running++ // its clients wait
+			w.at(at, r.boot, callOp, "", 0, func() {
+				w.running--
+				w.begin(op)
+			})
 			return
 		}
 	}
