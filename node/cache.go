@@ -168,7 +168,8 @@ func newTiers[V any](n *Node, name cacheName, c tiers.Config[V]) (*tiers.Cache[V
 	}
 	c.Namespace, c.View = name.namespace, name.view
 	shared := tiers.Shared{
-		Tracker: n.tracker, Bulkhead: n.bulkhead, Own: &n.own, LeaseWait: n.config.Redis.LeaseWait, LoadTimeout: n.config.loadTimeout(), Logger: n.log,
+		Tracker: n.tracker, Bulkhead: n.bulkhead, Own: &n.own, LeaseWait: n.config.Redis.LeaseWait, LoadTimeout: n.config.loadTimeout(),
+		ProofTimeout: max(time.Second, n.config.Postgres.PollTimeout), Logger: n.log,
 	}
 	if n.l2 != nil {
 		shared.L2 = n.l2

@@ -60,7 +60,7 @@ type PostgresConfig struct {
 	// PollInterval is the time between two polls of the log; 0 = 250 ms. It must be shorter than
 	// Config.Budget, or most reads would wait for a poll.
 	PollInterval time.Duration
-	// PollTimeout bounds one poll; 0 = 1 s.
+	// PollTimeout bounds one poll; 0 = 1 s. A read that needs a poll waits as long for it, and 1 s at least.
 	PollTimeout time.Duration
 	// RelayFrom is up to how many replicas each polls the log for itself. Of more, two, or one in 64,
 	// relay the polls of the others over NATS, which keep no connection to the log and may be behind by
