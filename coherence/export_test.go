@@ -25,7 +25,7 @@ func RelayAnswer(request []byte, s Snapshot, changes ...Change) []byte {
 	if err != nil {
 		panic(err)
 	}
-	return appendRelayAnswer(nil, relayAnswer{id: q.id, known: true, poll: PollResult{Snapshot: s, Horizon: s, Changes: changes}})
+	return encodeRelayAnswer(relayAnswer{id: q.id, known: true, poll: PollResult{Snapshot: s, Horizon: s, Changes: changes}})
 }
 
 // SealRelay puts the check behind what should be a message.
@@ -41,7 +41,7 @@ func RelayRoundTrip(b []byte) error {
 		}
 	}
 	if a, err := decodeRelayAnswer(b); err == nil {
-		again, err := decodeRelayAnswer(appendRelayAnswer(nil, a))
+		again, err := decodeRelayAnswer(encodeRelayAnswer(a))
 		if err != nil || !reflect.DeepEqual(a, again) {
 			return fmt.Errorf("answer %+v comes back as %+v, %w", a, again, err)
 		}

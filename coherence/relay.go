@@ -272,7 +272,7 @@ type Relay struct {
 func (r Relay) Answer(ctx context.Context, request []byte) []byte {
 	q, err := decodeRelayRequest(request)
 	if err != nil {
-		return appendRelayAnswer(nil, relayAnswer{})
+		return encodeRelayAnswer(relayAnswer{})
 	}
 	a := relayAnswer{id: q.id}
 	r.Log.wait(1)
@@ -283,7 +283,7 @@ func (r Relay) Answer(ctx context.Context, request []byte) []byte {
 	if a.known {
 		r.Log.answered.Add(1)
 	}
-	return appendRelayAnswer(nil, a)
+	return encodeRelayAnswer(a)
 }
 
 // wait counts those who wait for a poll of this node, and ends a question of its own to a relay.

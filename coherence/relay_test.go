@@ -60,6 +60,7 @@ func (o *own) Close() error { o.closed.Store(true); return nil }
 // A log that is polled by way of a relay is a log like any other.
 func TestRelayedLog(t *testing.T) {
 	logtest.Exercise(t, func(t *testing.T) (coherence.Log, logtest.Writer) {
+		t.Helper()
 		memory := logtest.NewMemory()
 		relay := startMember(t, &own{Log: memory}, noRelay)
 		barrier(t, relay.tracker)

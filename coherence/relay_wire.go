@@ -70,14 +70,13 @@ func decodeRelayRequest(b []byte) (relayRequest, error) {
 	return relayRequest{id: id, patience: time.Duration(patience) * time.Microsecond, since: since}, nil
 }
 
-// appendRelayAnswer appends the answer, or that the relay cannot tell when the answer is too large.
-func appendRelayAnswer(b []byte, a relayAnswer) []byte {
-	begin := len(b)
-	b = append(b, 'F', 'r', relayVersion)
+// encodeRelayAnswer is the wire form of the answer, or that the relay cannot tell when the answer is too large.
+func encodeRelayAnswer(a relayAnswer) []byte {
+	b := []byte{'F', 'r', relayVersion}
 	b = binary.BigEndian.AppendUint64(b, a.id)
 	p := a.poll
 	if !a.known || p.Overrun || len(p.Changes) > maxRelayChanges || len(p.Snapshot.Xip) > maxRelayOpen || len(p.Horizon.Xip) > maxRelayOpen {
-		return appendCheck(append(b, 0), begin)
+		return appendCheck(append(b, 0), 0)
 	}
 	b = append(b, 1)
 	for _, s := range []Snapshot{p.Snapshot, p.Horizon} {
@@ -88,7 +87,7 @@ func appendRelayAnswer(b []byte, a relayAnswer) []byte {
 		b = binary.AppendUvarint(b, c.XID)
 		b = binary.BigEndian.AppendUint64(b, uint64(c.Scope))
 	}
-	return appendCheck(b, begin)
+	return appendCheck(b, 0)
 }
 
 func decodeRelayAnswer(b []byte) (relayAnswer, error) {
