@@ -7,6 +7,7 @@ COUNT   ?= 6
 SEED    ?= 1
 RUNS    ?=
 DURATION ?= 5m
+REPLICAS ?= 10,32,100,300,1000
 
 # The modules whose tests are ours to pass: the root and every nested one, the tools' excepted.
 MODULES := . $(filter-out tools,$(patsubst %/go.mod,%,$(wildcard */go.mod */*/go.mod)))
@@ -21,7 +22,7 @@ BUILDVCS := $(shell git rev-parse --verify HEAD >/dev/null 2>&1 && echo auto || 
 RACE = $(shell test "$$($(GO) env CGO_ENABLED)" = 1 && echo -race)
 
 .DEFAULT_GOAL := help
-.PHONY: help up test check race lint fmt bench benchstat fuzz mutants sim faults rivals cover build servers clean
+.PHONY: help up test check race lint fmt bench benchstat fuzz mutants sim scale faults rivals cover build servers clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -76,6 +77,9 @@ faults: build servers ## break servers, networks and replicas under load, one af
 
 sim: ## run RUNS histories of a simulated cluster, or DURATION of them, each decided by its seed, from SEED on
 	@$(GO) test ./internal/sim -run 'TestSim$$' -v -timeout 0 -seed $(SEED) $(if $(RUNS),-runs $(RUNS),-for $(DURATION))
+
+scale: ## simulate REPLICAS=10,1000 replicas: what they cost Postgres and NATS, with and without relays, as a table
+	@$(GO) test ./internal/sim/scale -run 'TestTable$$' -v -timeout 0 -replicas $(REPLICAS) $(ARGS)
 
 rivals: servers ## compare with a cache-aside and public libraries, same faults and judge; DURATION=10m, more flags by ARGS=-h
 	@cd bench && $(GO) build -buildvcs=$(BUILDVCS) -o ../bin/rivals ./rivals
