@@ -78,12 +78,12 @@ func (s *Spread) add(d time.Duration) {
 	s.Max = max(s.Max, d)
 }
 
-// Quantile is the duration that the part q of all does not exceed, rounded up; 0 when there is none.
+// Quantile is the duration that the part q of all does not exceed, rounded up to whole milliseconds or Max; 0 when there is none.
 func (s *Spread) Quantile(q float64) time.Duration {
 	left := int(q * float64(s.n))
 	for ms, n := range s.counts {
 		if left -= n; left < 0 {
-			return time.Duration(ms+1) * time.Millisecond
+			return min(time.Duration(ms+1)*time.Millisecond, s.Max)
 		}
 	}
 	return s.Max
