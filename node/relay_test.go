@@ -120,7 +120,7 @@ func TestRelay64Nodes(t *testing.T) {
 }
 
 // serverPolls counts the statements on connections for polls, as Postgres tells, for so long. Of a connection
-// with more than one in 10 ms it misses some.
+// with more than one in 50 ms it misses some.
 func serverPolls(s *site, d time.Duration) int {
 	s.t.Helper()
 	type statement struct {
