@@ -96,7 +96,9 @@ func openOn(c Config, provide func(*Node) (parts, error)) (*Node, error) {
 // start sets the parts to work; Close ends them in the reverse order.
 func (n *Node) start() error {
 	c := n.config
-	n.polls = coherence.NewRelayedLog(coherence.RelayConfig{Direct: n.changes, Ask: n.ask, Patience: c.pollInterval() / 2, Idle: 10 * c.pollInterval()})
+	n.polls = coherence.NewRelayedLog(coherence.RelayConfig{
+		Direct: n.changes, Ask: n.ask, Patience: c.pollInterval() / 2, Timeout: c.pollInterval(), Idle: 10 * c.pollInterval(),
+	})
 	n.tracker = coherence.NewTracker(coherence.TrackerConfig{
 		Log: n.polls, Boot: n.boot, Interval: c.Postgres.PollInterval, Retention: c.Postgres.Retention, Logger: n.log,
 	})

@@ -86,16 +86,17 @@ func TestRelay64Nodes(t *testing.T) {
 		}
 	}
 	change(1)
-	before, beforeAll := polls()
-	began := time.Now()
-	server := serverPolls(s, 2*time.Second)
-	direct, all := polls()
-	took := time.Since(began).Seconds()
-	rate, total, atServer := float64(direct-before)/took, float64(all-beforeAll)/took, float64(server)/took
-	t.Logf("%d nodes: %.1f polls/s on Postgres, which saw %.1f, for %.1f polls/s of the nodes", count, rate, atServer, total)
-	if rate > total/4 || atServer > total/4 || server == 0 {
-		t.Errorf("%.1f of %.1f polls per second are sent to Postgres, and %.1f arrive", rate, total, atServer)
-	}
+	// Where 64 nodes have too little of two cores, relays are late at first, and their askers poll for themselves.
+	s.until("few polls reach Postgres", func() bool {
+		before, beforeAll := polls()
+		began := time.Now()
+		server := serverPolls(s, 2*time.Second)
+		direct, all := polls()
+		took := time.Since(began).Seconds()
+		rate, total, atServer := float64(direct-before)/took, float64(all-beforeAll)/took, float64(server)/took
+		t.Logf("%d nodes: %.1f polls/s on Postgres, which saw %.1f, for %.1f polls/s of the nodes", count, rate, atServer, total)
+		return server > 0 && rate < total/4 && atServer < total/4
+	})
 	s.until("nodes give back their connections", func() bool { return connections() < count/4 })
 	t.Logf("%d connections for polls in the end", connections())
 	change(2)
