@@ -394,8 +394,9 @@ func TestProxyStallHidesThatTheServerIsGone(t *testing.T) {
 	server, accepted := listen(t)
 	p := proxy(t, server)
 	c := dial(t, p.Addr())
+	far := <-accepted // only what has been passed on can be stalled
 	p.HalfOpen(devstack.Down)
-	(<-accepted).Close()
+	far.Close()
 	if err := ask(t, c, short); !timedOut(err) {
 		t.Errorf("while half-open: %v, want a timeout", err)
 	}
