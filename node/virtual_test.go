@@ -490,7 +490,13 @@ func scenarios() map[string]scenario {
 		"OffPostgres": {lasts: 15 * time.Second, faults: func(w *world) {
 			rest(2 * time.Second)
 			first(w).log.Cut(true)
-			rest(10 * time.Second)
+			rest(5 * time.Second)
+			var all sync.WaitGroup
+			for key := range uint64(worldKeys) { // whoever takes a STALE answer has one
+				all.Go(func() { first(w).read(w.t.Context(), key, 0, Token{}, time.Second, time.Minute) })
+			}
+			all.Wait()
+			rest(12*time.Second - w.now())
 			first(w).log.Cut(false)
 		}, check: func(w *world, r *history.Report) {
 			// A poll under way when the way was cut may have come back, and its age counts from when it was sent.
