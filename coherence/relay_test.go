@@ -316,12 +316,23 @@ func TestRelayShares(t *testing.T) {
 // the latest poll of every member sees whatever was committed before it was sent, and its changes are
 // known.
 func TestRelayHistories(t *testing.T) {
+	var all coherence.RelayStats
 	for seed := range uint64(8) {
-		synctest.Test(t, func(t *testing.T) { relayHistory(t, seed) })
+		synctest.Test(t, func(t *testing.T) {
+			s := relayHistory(t, seed)
+			all.Relayed += s.Relayed
+			all.Vain += s.Vain
+		})
+	}
+	// One of them may find its relay silent or its timeline new each time.
+	t.Logf("%+v", all)
+	if all.Relayed < 20 || all.Vain < 20 {
+		t.Errorf("%+v: the histories show nothing", all)
 	}
 }
 
-func relayHistory(t *testing.T, seed uint64) {
+// relayHistory is one history; it returns how often its members' polls were relayed, or asked for in vain.
+func relayHistory(t *testing.T, seed uint64) (total coherence.RelayStats) {
 	t.Helper()
 	random := rand.New(rand.NewPCG(seed, 0))
 	var mu sync.Mutex
@@ -409,15 +420,12 @@ func relayHistory(t *testing.T, seed uint64) {
 			}
 		}
 	}
-	var total coherence.RelayStats
 	for _, m := range crowd {
 		s := m.log.Stats()
 		total.Relayed += s.Relayed
 		total.Vain += s.Vain
 	}
-	if total.Relayed == 0 || total.Vain == 0 {
-		t.Errorf("seed %d: %+v: the history shows nothing", seed, total)
-	}
+	return total
 }
 
 func FuzzDecodeRelay(f *testing.F) {
