@@ -43,6 +43,9 @@ type Node struct {
 	stop context.CancelFunc // ends the membership
 	work sync.WaitGroup
 
+	offDuty  context.CancelFunc // ends the duties; nil = there are none
+	dutyWork sync.WaitGroup
+
 	writes sync.WaitGroup // under way; entered under mu, unless closed
 
 	mu     sync.RWMutex
@@ -118,6 +121,9 @@ func (n *Node) start() error {
 		}
 		n.registered = true
 	}
+	var ctx context.Context
+	ctx, n.offDuty = context.WithCancel(context.Background())
+	n.startDuties(ctx)
 	return nil
 }
 
@@ -187,6 +193,10 @@ func (n *Node) close() error {
 
 	if n.registered {
 		n.config.Registry.Unregister(n.Collector())
+	}
+	if n.offDuty != nil {
+		n.offDuty()
+		n.dutyWork.Wait()
 	}
 	problems := []error{n.awaitWrites()}
 	if n.peers != nil {

@@ -107,10 +107,10 @@ func (f *freshet) Get(ctx context.Context, key uint64, want Want) (Answer, error
 	}
 	id := strconv.FormatUint(key, 10)
 	cache := f.rows
-	switch key % 8 {
-	case 0:
+	switch key % 16 {
+	case 0, 8:
 		cache = f.funcs
-	case 4:
+	case 4, 12:
 		several, err := cache.GetMany(ctx, []string{id, strconv.FormatUint(key+1, 10), strconv.FormatUint(key+8, 10)}, options...)
 		if e, there := several[id]; there {
 			return Answer{Op: e.Value.Op, Fresh: e.Fresh, Tier: uint8(e.Tier), Token: e.Token.String()}, nil
