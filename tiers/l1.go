@@ -32,6 +32,7 @@ type item[V any] struct {
 	order  uint64
 	// checked is the send time of the poll against which the item was last found valid.
 	checked atomic.Int64
+	heat    heat
 
 	snapshot coherence.Snapshot
 	after    *coherence.Poll // of [Batch]
@@ -115,8 +116,10 @@ func (l *L1[V]) get(id string) (*item[V], *l1Shard[V]) {
 }
 
 // hit counts a hit of the id's item and keeps the item near the front.
-func (s *l1Shard[V]) hit(id string, it *item[V]) {
-	s.hits.Add(1)
+func (s *l1Shard[V]) hit(id string, it *item[V], now coherence.Instant) {
+	if sampled(s.hits.Add(1)) {
+		it.heat.add(heatSample, now)
+	}
 	if it.absent {
 		s.absences.Add(1)
 	}
@@ -145,6 +148,7 @@ func (l *L1[V]) put(id string, it *item[V]) bool {
 		if old.snapshot.Includes(it.snapshot) && !it.snapshot.Includes(old.snapshot) {
 			return false
 		}
+		it.heat.inherit(&old.heat)
 		s.lru.Remove(id)
 	}
 	if it.size > s.maxBytes {

@@ -30,7 +30,10 @@ func (c *Cache[V]) LookupMany(ctx context.Context, ids []string, want Want) ([]R
 // results and returns the error of the first that fails.
 func (c *Cache[V]) lookupMany(ctx context.Context, ids []string, places []int, results []Result[V], r *reading) (failed error) {
 	end := func(place int, answer Result[V], err error) {
-		if results[place], err = c.count(answer, err); err != nil && failed == nil {
+		if !r.uncounted {
+			answer, err = c.count(answer, err)
+		}
+		if results[place] = answer; err != nil && failed == nil {
 			failed = err
 		}
 	}

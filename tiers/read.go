@@ -172,6 +172,12 @@ const (
 	maxTTL = 10 * 365 * 24 * time.Hour
 )
 
+// The bounds of an L1 of which none are given.
+const (
+	DefaultMaxEntries = 100_000
+	DefaultMaxBytes   = 64 << 20
+)
+
 // NewCache makes the read path. [Cache.Close] ends it.
 func NewCache[V any](shared Shared, c Config[V]) (*Cache[V], error) {
 	var problems []error
@@ -212,7 +218,7 @@ func NewCache[V any](shared Shared, c Config[V]) (*Cache[V], error) {
 		config:      c,
 		fingerprint: Fingerprint[V](),
 		stamps:      shared.Tracker.Stamps(),
-		l1:          newL1[V](cmp.Or(c.MaxEntries, 100_000), cmp.Or(c.MaxBytes, 64<<20)),
+		l1:          newL1[V](cmp.Or(c.MaxEntries, DefaultMaxEntries), cmp.Or(c.MaxBytes, DefaultMaxBytes)),
 		flights:     flights[V]{byID: map[string]*flight[V]{}},
 		life:        life,
 		end:         end,
@@ -246,11 +252,11 @@ func (c *Cache[V]) Close() error {
 // Hit returns the value of a plain hit in L1 that is FRESH within the budget. When there is none it
 // says so at once, and [Cache.Lookup] is what to call.
 func (c *Cache[V]) Hit(id string, budget time.Duration) (value V, ok bool) {
-	it, shard, _, _ := c.seek(id, budget)
+	it, shard, _, now := c.seek(id, budget)
 	if it == nil || it.absent {
 		return value, false // Lookup counts what is absent
 	}
-	shard.hit(id, it)
+	shard.hit(id, it, now)
 	return it.value, true
 }
 
@@ -259,7 +265,7 @@ func (c *Cache[V]) Hit(id string, budget time.Duration) (value V, ok bool) {
 func (c *Cache[V]) hit(id string, budget time.Duration) (*item[V], *coherence.Poll, coherence.Instant) {
 	it, shard, poll, now := c.seek(id, budget)
 	if it != nil {
-		shard.hit(id, it)
+		shard.hit(id, it, now)
 	}
 	return it, poll, now
 }
@@ -301,6 +307,8 @@ type reading struct {
 	// barrier is a poll that was sent after the read began; nil = none was needed so far. What it saw,
 	// and any poll after it, proves whatever the budget and the token.
 	barrier *coherence.Poll
+	// uncounted: no reader waits for the answer, so it is none of the cache's counts.
+	uncounted bool
 }
 
 func (c *Cache[V]) begin(want Want) reading { return reading{Want: want, order: c.order.Add(1)} }
@@ -378,6 +386,7 @@ func (c *Cache[V]) again(id string, r *reading) (Result[V], bool) {
 	}
 	answer, ok := c.label(it, TierL1, r)
 	if ok {
+		it.heat.add(1, c.Tracker.Now())
 		shard.promote(id)
 	}
 	return answer, ok
