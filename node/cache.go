@@ -117,6 +117,8 @@ type CacheConfig[V any] struct {
 	// MaxBytes if that is more, may find no room.
 	MaxEntries int
 	MaxBytes   int64
+	// WarmUp is what L1 is filled with before the node is ready; the zero value is nothing.
+	WarmUp WarmUp
 }
 
 // Cache is a cache of one view of a namespace's entities. It is safe for concurrent use.
@@ -135,8 +137,11 @@ func NewCache[V any](n *Node, c CacheConfig[V]) (*Cache[V], error) {
 	fail := func(err error) (*Cache[V], error) {
 		return nil, fmt.Errorf("node: cache of %q, view %q: %w", name.namespace, name.view, err)
 	}
-	if c.Source == nil {
-		return fail(errors.New("CacheConfig.Source is nil; want SQL or Func"))
+	warm := c.WarmUp.plan(n, name)
+	if err := warm.check(c.MaxEntries); c.Source == nil {
+		return fail(errors.Join(errors.New("CacheConfig.Source is nil; want SQL or Func"), err))
+	} else if err != nil {
+		return fail(err)
 	}
 	source, err := c.Source(n)
 	if err != nil {
@@ -152,6 +157,9 @@ func NewCache[V any](n *Node, c CacheConfig[V]) (*Cache[V], error) {
 			return key, nil
 		},
 	})
+	if err == nil {
+		err = n.startWarmUp(warm, name, c.MaxEntries, c.MaxBytes, warmPlan{limit: 10_000, rate: 2_000})
+	}
 	if err != nil {
 		return fail(err)
 	}

@@ -81,3 +81,27 @@ func ExampleNode_Write() {
 		fmt.Println(err)
 	}
 }
+
+// A replica takes over what its peers' readers want; the first of all starts with what sells best, and all have
+// that again every hour.
+func ExampleWarmUp() {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	n, err := node.Open(ctx, node.Config{App: "shop", Postgres: postgres, Redis: redis, NATS: nats})
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	defer n.Close()
+	_, err = node.NewCache(n, node.CacheConfig[Product]{
+		Namespace: "product",
+		Source:    node.SQL[Product](`select id, name, price from products where id = any($1)`),
+		WarmUp:    node.WarmUp{Peers: true, Query: `select id from products order by sold desc limit 1000`, Every: time.Hour},
+	})
+	if err == nil {
+		err = n.Ready(ctx) // and now take traffic
+	}
+	if err != nil {
+		fmt.Println(err)
+	}
+}

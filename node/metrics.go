@@ -29,7 +29,7 @@ type sample struct{ collector }
 
 // Collect implements [prometheus.Collector].
 func (sample) Collect(out chan<- prometheus.Metric) {
-	collect(Stats{Namespaces: make([]NamespaceStats, 1), Shards: make([]ShardStats, 1)}, out)
+	collect(Stats{Namespaces: []NamespaceStats{{WarmUps: make([]WarmUpStats, 1)}}, Shards: make([]ShardStats, 1)}, out)
 }
 
 // Collect implements [prometheus.Collector].
@@ -56,6 +56,10 @@ func collect(s Stats, out chan<- prometheus.Metric) {
 	entries := describe("l1_entries", "Entries in L1.", "namespace", "view")
 	bytes := describe("l1_bytes", "Bytes accounted to entries in L1.", "namespace", "view")
 	evictions := describe("l1_evictions_total", "Entries evicted from L1 for space.", "namespace", "view")
+	warmRuns := describe("warm_ups_total", "Runs of the warm-up by where the ids came from.", "namespace", "view", "source")
+	warmFailures := describe("warm_up_failures_total", "Runs of the warm-up in which the source of ids failed.", "namespace", "view", "source")
+	warmIDs := describe("warm_up_ids_total", "Ids of the warm-up by what became of them: given by the source, loaded, failed.", "namespace", "view", "source", "result")
+	warmSeconds := describe("warm_up_seconds_total", "Time spent in warm-ups.", "namespace", "view", "source")
 	for _, v := range s.Namespaces {
 		counter(reads, v.Fresh, v.Namespace, v.View, "fresh")
 		counter(reads, v.Stale, v.Namespace, v.View, "stale")
@@ -76,6 +80,14 @@ func collect(s Stats, out chan<- prometheus.Metric) {
 		gauge(entries, float64(v.L1Entries), v.Namespace, v.View)
 		gauge(bytes, float64(v.L1Bytes), v.Namespace, v.View)
 		counter(evictions, v.L1Evictions, v.Namespace, v.View)
+		for _, w := range v.WarmUps {
+			counter(warmRuns, w.Runs, v.Namespace, v.View, w.Source)
+			counter(warmFailures, w.Failures, v.Namespace, v.View, w.Source)
+			counter(warmIDs, w.IDs, v.Namespace, v.View, w.Source, "given")
+			counter(warmIDs, w.Loaded, v.Namespace, v.View, w.Source, "loaded")
+			counter(warmIDs, w.Failed, v.Namespace, v.View, w.Source, "failed")
+			out <- prometheus.MustNewConstMetric(warmSeconds, prometheus.CounterValue, w.Seconds, v.Namespace, v.View, w.Source)
+		}
 	}
 
 	gauge(describe("poll_age_seconds", "Age of what the node knows of Postgres; bounds the staleness of FRESH answers."), s.PollAge)

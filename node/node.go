@@ -39,18 +39,24 @@ type Node struct {
 	peers    *peers              // nil = none
 	polls    *coherence.RelayedLog
 	relays   atomic.Pointer[relays] // nil = none
+	hot      *hotIDs                // nil = none
 
 	stop context.CancelFunc // ends the membership
 	work sync.WaitGroup
+
+	life     context.Context //nolint:containedctx // of the warm-ups: ends at Close
+	end      context.CancelFunc
+	warmWork sync.WaitGroup // entered under mu, unless closed
 
 	offDuty  context.CancelFunc // ends the duties; nil = there are none
 	dutyWork sync.WaitGroup
 
 	writes sync.WaitGroup // under way; entered under mu, unless closed
 
-	mu     sync.RWMutex
-	caches map[cacheName]cache // every cache made on this node
-	closed bool
+	mu      sync.RWMutex
+	caches  map[cacheName]cache   // every cache made on this node
+	warmUps map[cacheName]*warmUp // of the caches that have one
+	closed  bool
 
 	registered bool // the collector is in the Registry; set by start
 	closing    sync.Once
@@ -65,6 +71,9 @@ type cacheName struct{ namespace, view string }
 // cache is what the node needs of a cache, whatever its type.
 type cache interface {
 	Entry(ctx context.Context, id string, want tiers.Want) ([]byte, error)
+	Hottest(n int) []tiers.Hot
+	Cold(ids []string, want tiers.Want) []string
+	Warm(ctx context.Context, ids []string, want tiers.Want) (tiers.Warmed, error)
 	L2Key(id string) (string, error)
 	Stats() tiers.Stats
 	Close() error
@@ -84,7 +93,8 @@ func Open(ctx context.Context, c Config) (*Node, error) {
 
 // openOn starts a node on the parts, which it owns also when they come with an error.
 func openOn(c Config, provide func(*Node) (parts, error)) (*Node, error) {
-	n := &Node{config: c, id: c.id(), boot: newBoot(), budget: c.budget(), caches: map[cacheName]cache{}}
+	n := &Node{config: c, id: c.id(), boot: newBoot(), budget: c.budget(), caches: map[cacheName]cache{}, warmUps: map[cacheName]*warmUp{}}
+	n.life, n.end = context.WithCancel(context.Background())
 	n.log = c.logger().With("node", n.id)
 	var err error
 	if n.parts, err = provide(n); err == nil {
@@ -150,6 +160,9 @@ func (n *Node) join() error {
 	if n.peers, err = openPeers(n); err != nil {
 		return err
 	}
+	if n.hot, err = openHot(n); err != nil {
+		return err
+	}
 	if c := n.config.relayFrom(); c >= 0 {
 		r, err := openRelays(n)
 		if err != nil {
@@ -198,9 +211,13 @@ func (n *Node) close() error {
 		n.offDuty()
 		n.dutyWork.Wait()
 	}
-	problems := []error{n.awaitWrites()}
+	n.end()
+	problems := []error{n.awaitWarmUps(), n.awaitWrites()}
 	if n.peers != nil {
 		n.peers.close()
+	}
+	if n.hot != nil {
+		n.hot.close()
 	}
 	if r := n.relays.Load(); r != nil {
 		r.close()
@@ -246,9 +263,29 @@ func (n *Node) ID() string { return n.id }
 // [Node.Write].
 func (n *Node) DB() *sqlx.DB { return n.db }
 
-// Ready returns when the node has polled the log for the first time and can answer FRESH, or with an
-// error when ctx ends before.
+// Ready returns when the node has polled the log for the first time and can answer FRESH, and each [WarmUp] of
+// its caches is done or has had its time; or with an error when ctx ends before.
 func (n *Node) Ready(ctx context.Context) error {
+	if err := n.polled(ctx); err != nil {
+		return err
+	}
+	n.mu.RLock()
+	warmUps := slices.Collect(maps.Values(n.warmUps))
+	n.mu.RUnlock()
+	for _, w := range warmUps {
+		select {
+		case <-w.done:
+		case <-n.life.Done():
+			return ErrClosed
+		case <-ctx.Done():
+			return fmt.Errorf("node: not ready: warming up %s (%s): %w", w.name.namespace, w.name.view, ctx.Err())
+		}
+	}
+	return nil
+}
+
+// polled returns when the node has polled the log for the first time.
+func (n *Node) polled(ctx context.Context) error {
 	for {
 		if n.tracker.Latest() != nil {
 			return nil

@@ -29,6 +29,8 @@ type QueryConfig[V any] struct {
 	TTL        time.Duration
 	MaxEntries int
 	MaxBytes   int64
+	// WarmUp as in [CacheConfig].
+	WarmUp QueryWarmUp
 }
 
 // QueryCache is a cache of the results of one query under its parameters.
@@ -44,8 +46,11 @@ func NewQueryCache[V any](n *Node, c QueryConfig[V]) (*QueryCache[V], error) {
 	fail := func(err error) (*QueryCache[V], error) {
 		return nil, fmt.Errorf("node: query cache of %q, view %q: %w", name.namespace, name.view, err)
 	}
-	if c.Query == nil {
-		return fail(errors.New("QueryConfig.Query is nil; want a function that gives the SQL"))
+	warm := c.WarmUp.plan(n, name)
+	if err := warm.check(c.MaxEntries); c.Query == nil {
+		return fail(errors.Join(errors.New("QueryConfig.Query is nil; want a function that gives the SQL"), err))
+	} else if err != nil {
+		return fail(err)
 	}
 	config := tiers.Config[V]{
 		TTL: c.TTL, NegativeTTL: c.TTL, MaxEntries: c.MaxEntries, MaxBytes: c.MaxBytes,
@@ -79,6 +84,9 @@ func NewQueryCache[V any](n *Node, c QueryConfig[V]) (*QueryCache[V], error) {
 		}
 	}
 	inner, err := newTiers(n, name, config)
+	if err == nil {
+		err = n.startWarmUp(warm, name, c.MaxEntries, c.MaxBytes, warmPlan{limit: 1_000, rate: 200})
+	}
 	if err != nil {
 		return fail(err)
 	}

@@ -96,6 +96,8 @@ type NamespaceStats struct {
 	L1Entries   int64   `json:"l1_entries"`
 	L1Bytes     int64   `json:"l1_bytes"`
 	L1Evictions uint64  `json:"l1_evictions"`
+	// WarmUps are those of its sources, in their order; what they read is none of the counts above.
+	WarmUps []WarmUpStats `json:"warm_ups,omitempty"`
 }
 
 // Stats describes the node by now.
@@ -138,6 +140,7 @@ func (n *Node) Stats() Stats {
 type namedStats struct {
 	name cacheName
 	tiers.Stats
+	warmUps []WarmUpStats
 }
 
 // cacheStats are those of every cache, in the order of their names.
@@ -146,7 +149,7 @@ func (n *Node) cacheStats() []namedStats {
 	defer n.mu.RUnlock()
 	all := make([]namedStats, 0, len(n.caches))
 	for name, c := range n.caches {
-		all = append(all, namedStats{name, c.Stats()})
+		all = append(all, namedStats{name, c.Stats(), n.warmUpStats(name)})
 	}
 	sortStats(all)
 	return all
@@ -159,6 +162,6 @@ func (s namedStats) json() NamespaceStats {
 		L1Hits: s.L1Hits, L2Hits: s.L2Hits, OwnerHits: s.OwnerHits, SourceHits: s.SourceHits, Negative: s.Negative,
 		Loads: s.Loads, LoadErrors: s.LoadErrors, LoadSeconds: s.LoadTime.Seconds(), Coalesced: s.Coalesced,
 		CutThrough: s.CutThrough, Rejected: s.Rejected, Unusable: s.Unusable, FillErrors: s.FillErrors,
-		L1Entries: s.L1.Entries, L1Bytes: s.L1.Bytes, L1Evictions: s.L1.Evictions,
+		L1Entries: s.L1.Entries, L1Bytes: s.L1.Bytes, L1Evictions: s.L1.Evictions, WarmUps: s.warmUps,
 	}
 }
