@@ -12,7 +12,8 @@
 // Four of them exist: products and categories by id, and the pages of their lists by filter. The tables are
 // watched by freshet.watch, so a change by psql or by another service is seen like one that came through
 // here. A list of one category depends on the tag category:<id>, any other list of products on the tag
-// product. Lists and their totals come from one statement, hence from one snapshot.
+// product. Lists and their totals come from one statement, hence from one snapshot. With Options.WarmUp a
+// replica fills them before it is ready (warmup.go).
 //
 // # Freshness over HTTP
 //

@@ -17,6 +17,7 @@ import (
 type Options struct {
 	Timeout    time.Duration // of a request, from its headers to its answer; 0 = 10 s, at most 1 min
 	MaxEntries int           // products that each replica keeps in its memory (L1); 0 = the node's default
+	WarmUp     bool          // fill the caches before the node is ready: see warmUps
 	Logger     *slog.Logger  // for requests that fail by the service's fault; nil = slog.Default()
 }
 
@@ -61,18 +62,22 @@ func New(n *node.Node, o Options) (*API, error) {
 	}
 	a := &API{node: n, timeout: o.timeout(), log: o.logger()}
 	var errs [4]error
+	var warm warmUps
+	if o.WarmUp {
+		warm = allWarmUps()
+	}
 	a.products, errs[0] = node.NewCache(n, node.CacheConfig[Product]{
-		Namespace: "product", MaxEntries: o.MaxEntries, Source: node.SQL[Product](productsByID),
+		Namespace: "product", MaxEntries: o.MaxEntries, Source: node.SQL[Product](productsByID), WarmUp: warm.products,
 	})
 	a.productPages, errs[1] = node.NewQueryCache(n, node.QueryConfig[ProductPage]{
-		Namespace: "product", View: "page", Query: productList,
+		Namespace: "product", View: "page", Query: productList, WarmUp: warm.productPages,
 		Tags: func(filter cluster.Params, _ ProductPage) []string { return listTags(filter) },
 	})
 	a.categories, errs[2] = node.NewCache(n, node.CacheConfig[Category]{
-		Namespace: "category", Source: node.SQL[Category](categoriesByID),
+		Namespace: "category", Source: node.SQL[Category](categoriesByID), WarmUp: warm.categories,
 	})
 	a.categoryPage, errs[3] = node.NewQueryCache(n, node.QueryConfig[CategoryPage]{
-		Namespace: "category", View: "page",
+		Namespace: "category", View: "page", WarmUp: warm.categoryPage,
 		Query: func(cluster.Params) (string, []any, error) { return categoryList, nil, nil },
 		Tags:  func(cluster.Params, CategoryPage) []string { return []string{"category"} },
 	})

@@ -45,8 +45,8 @@ type Config struct {
 	// MaxStale is how old a STALE answer may be while freshness cannot be proven; 0 = never answer
 	// STALE. At most a day.
 	MaxStale time.Duration
-	// StartTimeout bounds the wait for the first poll of Postgres, after which the replica starts
-	// degraded; 0 = 10 s. At most 5 minutes.
+	// StartTimeout bounds the wait for the first poll of Postgres and for warm caches, after which the
+	// replica starts degraded; 0 = 10 s. At most 5 minutes.
 	StartTimeout time.Duration
 	// DrainDelay is the time between /readyz turning 503 and the end of accepting; 0 = none. Set it
 	// to two check intervals of the load balancer in front. At most 5 minutes.

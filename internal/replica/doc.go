@@ -7,7 +7,8 @@
 //
 //	probe      200 when                                          503 when
 //	/startupz  the node is open, both ports are served, and the  before that
-//	           first poll succeeded or StartTimeout went by
+//	           first poll succeeded and the caches are warm,
+//	           or StartTimeout went by
 //	/readyz    started and not draining                          before, and from the first moment of a drain
 //	/livez     the process answers                               never
 //

@@ -101,7 +101,7 @@ func (r *Replica) open(ctx context.Context) error {
 		return err
 	}
 	r.node.Store(n)
-	api, err := shop.New(n, shop.Options{Logger: r.log})
+	api, err := shop.New(n, shop.Options{Logger: r.log, WarmUp: true})
 	if err != nil {
 		return err
 	}
@@ -113,7 +113,7 @@ func (r *Replica) open(ctx context.Context) error {
 	return nil
 }
 
-// waitReady waits for the first poll, for at most StartTimeout. Its error is that of a server.
+// waitReady waits for the first poll and the warm-ups, for at most StartTimeout. Its error is that of a server.
 func (r *Replica) waitReady(ctx context.Context, failed <-chan error) error {
 	ctx, cancel := context.WithTimeout(ctx, r.config.startTimeout())
 	defer cancel()
@@ -125,7 +125,7 @@ func (r *Replica) waitReady(ctx context.Context, failed <-chan error) error {
 	select {
 	case err := <-ready:
 		if err != nil && errors.Is(context.Cause(ctx), context.DeadlineExceeded) {
-			r.log.Warn("starting degraded: Postgres has not answered yet", "waited", r.config.startTimeout())
+			r.log.Warn("starting degraded", "waited", r.config.startTimeout(), "error", err)
 		}
 		return nil
 	case err := <-failed:

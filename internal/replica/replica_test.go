@@ -169,6 +169,47 @@ func TestServesTheShop(t *testing.T) {
 	}
 }
 
+// A replica that is ready has in L1 what the shop shows first, and what is read on the replicas before it.
+func TestReadyWhenWarm(t *testing.T) {
+	dsn, db := database(t)
+	stack := stacktest.Stack()
+	start := func(id string) *running {
+		t.Helper()
+		u := run(t, replica.Config{App: "warm", ID: id, Postgres: dsn, Redis: stack.Redis.Addrs(), NATS: []string{stack.NATS.URL()}})
+		eventually(t, "ready", func() bool { return u.probe("/readyz") == 200 })
+		return u
+	}
+	tier := func(u *running, path string) string {
+		t.Helper()
+		_, header, _ := u.mustGet(t, u.API()+path)
+		return header.Get("Freshet-Tier")
+	}
+	var popular, archived string
+	if err := db.Get(&popular, `select min(id) from products where status = 'active' and stock > 0`); err != nil {
+		t.Fatal(err)
+	}
+	if err := db.Get(&archived, `select min(id) from products where status <> 'active'`); err != nil {
+		t.Fatal(err)
+	}
+	first := start("r1")
+	for _, path := range []string{"/products/" + popular, "/categories/1", "/categories"} {
+		if got := tier(first, path); got != "l1" {
+			t.Errorf("the first replica answered %s from %s", path, got)
+		}
+	}
+	for _, path := range []string{"/products/" + archived, "/products?category=3"} {
+		if got := tier(first, path); got != "source" {
+			t.Errorf("the first replica answered %s from %s, whom nobody had asked", path, got)
+		}
+	}
+	second := start("r2")
+	for _, path := range []string{"/products/" + popular, "/products/" + archived, "/products?category=3", "/categories"} {
+		if got := tier(second, path); got != "l1" {
+			t.Errorf("the second replica answered %s from %s", path, got)
+		}
+	}
+}
+
 // With Redis, NATS and Postgres all down from the start, a replica starts, is ready and says what is wrong.
 func TestStartsWithEverythingDown(t *testing.T) {
 	dead := func() string { // an address that refuses

@@ -25,8 +25,8 @@ const (
 	freshetWrite    = 5 * time.Second
 )
 
-// Freshet opens a node with a cache of rows, one of rows that a Go function loads (every eighth key), and
-// one of lists. Every eighth key, too, is read together with others, by one call.
+// Freshet opens a node with a cache of rows, which begins with what the others read, one of rows that a Go
+// function loads (every eighth key), and one of lists. Every eighth key, too, is read together with others, by one call.
 func Freshet(ctx context.Context, at Endpoints) (Subject, error) {
 	n, err := node.Open(ctx, node.Config{
 		App: at.App, ID: fmt.Sprintf("replica-%d", at.Replica),
@@ -66,7 +66,7 @@ type freshetRow struct {
 func (f *freshet) openCaches() error {
 	var rows, funcs, lists error
 	f.rows, rows = node.NewCache(f.node, node.CacheConfig[freshetRow]{
-		Namespace: "row", Source: node.SQL[freshetRow](RowQuery), MaxEntries: freshetL1,
+		Namespace: "row", Source: node.SQL[freshetRow](RowQuery), MaxEntries: freshetL1, WarmUp: node.WarmUp{Peers: true},
 	})
 	f.funcs, funcs = node.NewCache(f.node, node.CacheConfig[freshetRow]{
 		Namespace: "row", View: "func", Source: node.Func(f.load), MaxEntries: freshetL1,
