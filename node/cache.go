@@ -41,6 +41,7 @@ const (
 	optionBudget optionKind = iota + 1
 	optionStale
 	optionToken
+	optionConsistent
 )
 
 // Within sets the freshness budget of this read, up to [MaxBudget]. 0 asks for every commit that was
@@ -53,6 +54,14 @@ func StaleWithin(age time.Duration) ReadOption { return ReadOption{kind: optionS
 // AtLeast keeps this read from going behind the token: it sees the session's own writes and nothing
 // older than what the session has read, on whichever replica.
 func AtLeast(t Token) ReadOption { return ReadOption{kind: optionToken, token: t} }
+
+// Consistent makes all entries of one [Cache.GetMany] the state at one snapshot of Postgres: no transaction is
+// seen in one of them and missed in another. Most cost no more than without: when one was read newer than the
+// node's last poll, one more poll; when something changes meanwhile, the changed is read again, and in the end,
+// if need be, all of it in one transaction. There is no STALE answer: the entries are FRESH, all of one Age, or
+// the error is [ErrUncertain]. In that transaction a [Func] cannot take part: see [Node.Snapshot], which does the
+// same over several caches. For a read of one value the option changes nothing.
+func Consistent() ReadOption { return ReadOption{kind: optionConsistent} }
 
 // Entry is a labelled answer.
 type Entry[V any] struct {
@@ -175,16 +184,6 @@ func newTiers[V any](n *Node, name cacheName, c tiers.Config[V]) (*tiers.Cache[V
 		return nil, err
 	}
 	c.Namespace, c.View = name.namespace, name.view
-	shared := tiers.Shared{
-		Tracker: n.tracker, Bulkhead: n.bulkhead, Own: &n.own, LeaseWait: n.config.Redis.LeaseWait, LoadTimeout: n.config.loadTimeout(),
-		ProofTimeout: max(time.Second, n.config.Postgres.PollTimeout), Logger: n.log,
-	}
-	if n.l2 != nil {
-		shared.L2 = n.l2
-	}
-	if n.peers != nil {
-		shared.Peers = n.peers
-	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.closed {
@@ -193,12 +192,30 @@ func newTiers[V any](n *Node, name cacheName, c tiers.Config[V]) (*tiers.Cache[V
 	if _, there := n.caches[name]; there {
 		return nil, errors.New("this node has one already; want another namespace or view")
 	}
-	inner, err := tiers.NewCache(shared, c)
+	inner, err := tiers.NewCache(n.shared(), c)
 	if err != nil {
 		return nil, err
 	}
 	n.caches[name] = inner
 	return inner, nil
+}
+
+// shared is what the read paths of the node have in common.
+func (n *Node) shared() tiers.Shared {
+	shared := tiers.Shared{
+		Tracker: n.tracker, Bulkhead: n.bulkhead, Own: &n.own, LeaseWait: n.config.Redis.LeaseWait, LoadTimeout: n.config.loadTimeout(),
+		ProofTimeout: max(time.Second, n.config.Postgres.PollTimeout), Together: &n.together, Logger: n.log,
+	}
+	if n.l2 != nil {
+		shared.L2 = n.l2
+	}
+	if n.peers != nil {
+		shared.Peers = n.peers
+	}
+	if n.loads != nil {
+		shared.Begin = n.begin
+	}
+	return shared
 }
 
 // Get returns the value, [ErrNotFound] if there is none, or why it cannot be had.
@@ -225,7 +242,7 @@ func (c *Cache[V]) Lookup(ctx context.Context, id string, options ...ReadOption)
 
 // GetMany returns what there is of the ids, labelled; ids that do not exist are not in the map. What is
 // not in L1 travels together. On an error the map holds the entries that could be had, and the error
-// is that of one that could not. At most [MaxIDs] ids.
+// is that of one that could not; with [Consistent] it holds all of them or none. At most [MaxIDs] ids.
 func (c *Cache[V]) GetMany(ctx context.Context, ids []string, options ...ReadOption) (map[string]Entry[V], error) {
 	if len(ids) > MaxIDs {
 		return nil, fmt.Errorf("node: GetMany of %d ids: want at most %d: %w", len(ids), MaxIDs, ErrTooLarge)
@@ -264,6 +281,8 @@ func (n *Node) want(options []ReadOption) tiers.Want {
 			want.MaxStale = min(max(o.duration, 0), MaxBudget)
 		case optionToken:
 			want.Token = want.Token.Merge(o.token)
+		case optionConsistent:
+			want.Consistent = true
 		}
 	}
 	return want

@@ -33,9 +33,9 @@ func wrap(name cacheName, err error) error {
 // Error says what failed. Its text holds the beginning of the id that was read: log it with care where
 // ids are personal data.
 type Error struct {
-	Op        string // "read" or "write"
-	Namespace string // empty for a write
-	View      string // empty for a write
+	Op        string // "read", "write" or "snapshot"
+	Namespace string // empty but for a read
+	View      string // empty but for a read
 	Err       error  // the cause; errors.Is finds the sentinels in it
 }
 

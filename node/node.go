@@ -33,6 +33,7 @@ type Node struct {
 	tracker  *coherence.Tracker
 	bulkhead *tiers.Bulkhead
 	own      tiers.OwnWrites
+	together tiers.TogetherCounts
 	conn     link                // nil = none
 	bus      *coherence.Bus      // nil = none
 	members  *cluster.Membership // nil = none
@@ -51,7 +52,7 @@ type Node struct {
 	offDuty  context.CancelFunc // ends the duties; nil = there are none
 	dutyWork sync.WaitGroup
 
-	writes sync.WaitGroup // under way; entered under mu, unless closed
+	writes sync.WaitGroup // and transactions of snapshots, under way; entered under mu, unless closed
 
 	mu      sync.RWMutex
 	caches  map[cacheName]cache   // every cache made on this node
@@ -188,8 +189,8 @@ func (n *Node) hear(h coherence.Hint) {
 	n.tracker.Observe(coherence.HintHeard{Hint: h})
 }
 
-// Close ends the node: reads and new writes fail with [ErrClosed], writes under way are waited for, up to
-// PostgresConfig.WriteTimeout, loads under way end, hints are sent, and every goroutine and connection
+// Close ends the node: reads and new writes fail with [ErrClosed], writes under way and the transactions of
+// snapshots are waited for, up to PostgresConfig.WriteTimeout, loads under way end, hints are sent, and every goroutine and connection
 // is gone when it returns. It waits for loads no longer than twice PostgresConfig.LoadTimeout and 2 s: a
 // source that goes on regardless of its context is an error. Closing again does nothing but wait for the
 // first call and return its error.

@@ -31,6 +31,12 @@ type Stats struct {
 	Flushes uint64 `json:"flushes"`
 	Writes  uint64 `json:"writes"` // through this node
 
+	// What reads of several values as of one moment cost: polls that they waited for, runs that were repeated,
+	// and those that took a transaction in the end.
+	ConsistentPolls        uint64 `json:"consistent_polls"`
+	ConsistentRepeats      uint64 `json:"consistent_repeats"`
+	ConsistentTransactions uint64 `json:"consistent_transactions"`
+
 	HintsSent     uint64 `json:"hints_sent"`
 	HintsUnsent   uint64 `json:"hints_unsent"` // NATS was away: others found the change by polling
 	HintsReceived uint64 `json:"hints_received"`
@@ -113,6 +119,8 @@ func (n *Node) Stats() Stats {
 	}
 	r := n.polls.Stats()
 	s.PollsDirect, s.PollsRelayed, s.PollsVain, s.PollsGiven = r.Direct, r.Relayed, r.Vain, r.Answered
+	s.ConsistentPolls, s.ConsistentRepeats = n.together.Polls.Load(), n.together.Repeats.Load()
+	s.ConsistentTransactions = n.together.Transactions.Load()
 	if n.bus != nil {
 		s.HintsUnsent = n.counts.hintsUnsent.Load() // before those that are numbered: each of it is among them
 		s.HintsSent = n.bus.Published() - s.HintsUnsent

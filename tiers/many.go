@@ -4,8 +4,11 @@ import "context"
 
 // LookupMany reads several ids; the results stand in the order of the ids. All that cannot be answered
 // from L1 travels together. An error is that of the first id that failed; its result and those of
-// others that failed are zero, with Tier 0.
+// others that failed are zero, with Tier 0. Where the values are to be of one moment, all fail with one.
 func (c *Cache[V]) LookupMany(ctx context.Context, ids []string, want Want) ([]Result[V], error) {
+	if want.Consistent {
+		return c.lookupTogether(ctx, ids, want)
+	}
 	results := make([]Result[V], len(ids))
 	poll := c.Tracker.Latest()
 	seen := want.Token.IsZero() || (poll != nil && want.Token.SeenBy(poll.Snapshot))

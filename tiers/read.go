@@ -60,6 +60,8 @@ type Want struct {
 	MaxStale time.Duration
 	// Token: the answer is not behind it.
 	Token coherence.Token
+	// Consistent: several values are of one moment, all FRESH; see [ReadTogether].
+	Consistent bool
 }
 
 // Result is an answer. Its fields describe the moment at which it was checked.
@@ -122,6 +124,10 @@ type Shared struct {
 	LeaseTTL time.Duration
 	// PeerWait is how long a flight waits for owner replicas, all together; 0 = as LeaseWait.
 	PeerWait time.Duration
+	// Begin begins the transaction that is the last resort of [ReadTogether]; nil = it has none.
+	Begin func(ctx context.Context) (Transaction, error)
+	// Together counts what such reads cost; nil = nobody counts.
+	Together *TogetherCounts
 	// ProofTimeout bounds the wait of one read for a poll; 0 = 1 s.
 	ProofTimeout time.Duration
 	Logger       *slog.Logger // nil = slog.Default()

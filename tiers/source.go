@@ -60,11 +60,14 @@ func (s *statement) prepare(ctx context.Context) (*sqlx.Stmt, error) {
 	return s.stmt, nil
 }
 
+// cachedPlan is the code of "cached plan must not change result type".
+const cachedPlan = "0A000"
+
 // outdated reports whether a prepared statement failed since a table of its query has changed. It is
 // given up then, to be prepared anew.
 func (s *statement) outdated(stmt *sqlx.Stmt, err error) bool {
 	var answer *pq.Error
-	if !errors.As(err, &answer) || answer.Code != "0A000" { // "cached plan must not change result type"
+	if !errors.As(err, &answer) || answer.Code != cachedPlan {
 		return false
 	}
 	s.mu.Lock()
@@ -297,38 +300,47 @@ func NewQuerySource[V any](db *sqlx.DB, query func(id string) (string, []any, er
 	return &QuerySource[V]{db: db, query: query, statements: map[string]*statement{}}
 }
 
-// Load implements [Source]. Of several ids, the snapshot is the oldest of theirs.
+// Load implements [Source]. Several ids are read in one transaction: their results are of one snapshot.
 func (s *QuerySource[V]) Load(ctx context.Context, ids []string) (Batch[V], error) {
-	batch := Batch[V]{Values: make(map[string]V, len(ids))}
-	for i, id := range ids {
-		snapshot, v, found, err := s.load(ctx, id)
+	if len(ids) == 1 {
+		return s.loadAll(ids, func(text string, args []any) (coherence.Snapshot, []byte, error) { return s.run(ctx, text, args) })
+	}
+	for again := true; ; again = false {
+		tx, err := BeginSQL(ctx, s.db, nil)
 		if err != nil {
 			return Batch[V]{}, err
 		}
-		if i == 0 || batch.Snapshot.Includes(snapshot) {
-			batch.Snapshot = snapshot
-		}
-		if found {
-			batch.Values[id] = v
+		batch, err := s.LoadIn(ctx, tx, ids)
+		tx.End()
+		if !again || !planChanged(err) {
+			return batch, err
 		}
 	}
-	return batch, nil
 }
 
-func (s *QuerySource[V]) load(ctx context.Context, id string) (coherence.Snapshot, V, bool, error) {
-	var v V
-	text, args, err := s.query(id)
-	if err != nil {
-		return coherence.Snapshot{}, v, false, err
+// loadAll runs the query of each id, all under one snapshot.
+func (s *QuerySource[V]) loadAll(ids []string, run func(text string, args []any) (coherence.Snapshot, []byte, error)) (Batch[V], error) {
+	batch := Batch[V]{Values: make(map[string]V, len(ids))}
+	for _, id := range ids {
+		text, args, err := s.query(id)
+		if err != nil {
+			return Batch[V]{}, err
+		}
+		at, result, err := run(text, args)
+		if err != nil {
+			return Batch[V]{}, err
+		}
+		batch.Snapshot = at
+		if result == nil {
+			continue
+		}
+		var v V
+		if err := json.Unmarshal(result, &v); err != nil {
+			return Batch[V]{}, fmt.Errorf("tiers: query: its column is not JSON of %T: %w", v, err)
+		}
+		batch.Values[id] = v
 	}
-	at, result, err := s.run(ctx, text, args)
-	if err != nil || result == nil {
-		return at, v, false, err
-	}
-	if err := json.Unmarshal(result, &v); err != nil {
-		return at, v, false, fmt.Errorf("tiers: query: its column is not JSON of %T: %w", v, err)
-	}
-	return at, v, true, nil
+	return batch, nil
 }
 
 // run returns the snapshot and the column of the text's one row; nil if there is none.
