@@ -24,6 +24,9 @@
 //   - I4: an answer shows no place that had not been sent when it was returned, or that never was; in a list it shows
 //     none outside of the group.
 //   - I5: answers after the end, when nothing happens any more, show the last place of their key.
+//   - I8: an answer about several keys as of one moment (a Joint) shows of each key a place at which it was at one
+//     instant, between Invoked less the budget and Returned. What one write did to several keys happened at one
+//     instant: an answer shows all of it or none.
 //
 // # Why it is sound and complete
 //
@@ -44,9 +47,13 @@
 // Instants are compared so that equal ones excuse: a commit may be seen at the very instant at which it is sent, and
 // obliges nobody at the very instant of its acknowledgement.
 //
+// For I8 the rules are of the same kind: of an answer that shows some place of one key, the others must show at least
+// what came with it by the same write, and what had been acknowledged before that place can have been reached. So the least
+// places that fit all rules are found by raising, and if there is an instant, they are not above its own.
+//
 // # What is not judged
 //
-// Lists are judged key by key: that all keys of a list are of one instant is not. Nor is one key against another within a
-// session. What a failover has lost (see Options.Lossy) obliges nobody; answers that it may explain are counted as Excused
+// Lists are judged key by key: that all keys of a list are of one instant is not, unless they are a part of a Joint. Nor is
+// one key against another within a session, nor that one instant must explain two answers about several keys. What a failover has lost (see Options.Lossy) obliges nobody; answers that it may explain are counted as Excused
 // and not judged further, and for that it may have done anything to the keys that it may have changed.
 package history

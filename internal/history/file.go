@@ -20,6 +20,7 @@ const (
 	listEvent
 	failureEvent
 	writeEvent
+	jointEvent
 )
 
 // maxEvent bounds one event, in bytes; a list of 50,000 entries fits.
@@ -69,6 +70,18 @@ func (r *Recorder) List(a List) {
 	r.event(false, func(b []byte) []byte {
 		b = appendHead(append(b, listEvent), a.Fresh, a.Tier, a.Replica, a.Session, a.Budget, a.Invoked, a.Returned)
 		b = appendUints(b, a.Group, uint64(len(a.Entries)))
+		for _, e := range a.Entries {
+			b = appendUints(b, e.Key, e.Op)
+		}
+		return b
+	})
+}
+
+// Joint notes an answer about several keys as of one instant.
+func (r *Recorder) Joint(a Joint) {
+	r.event(false, func(b []byte) []byte {
+		b = appendHead(append(b, jointEvent), a.Fresh, 0, a.Replica, 0, a.Budget, a.Invoked, a.Returned)
+		b = appendUints(b, uint64(a.Sum), uint64(a.Total), uint64(len(a.Entries)))
 		for _, e := range a.Entries {
 			b = appendUints(b, e.Key, e.Op)
 		}
@@ -145,6 +158,7 @@ func appendHead(b []byte, fresh bool, tier uint8, replica uint32, session uint64
 type File struct {
 	Reads    []Read
 	Lists    []List
+	Joints   []Joint
 	Failures []Failure
 	Writes   []Write // one per Op
 	// Torn: the process ended in the middle of an event, which is not here.
@@ -218,6 +232,18 @@ func (f *File) event(b []byte, place map[uint64]int) error {
 			l.Entries[i] = Entry{Key: in.uint(), Op: in.uint()}
 		}
 		f.Lists = append(f.Lists, l)
+	case jointEvent:
+		var r Read
+		in.head(&r)
+		a := Joint{
+			Fresh: r.Fresh, Replica: r.Replica, Budget: r.Budget, Invoked: r.Invoked, Returned: r.Returned,
+			Sum: int64(in.uint()), Total: int64(in.uint()),
+		}
+		a.Entries = make([]Entry, in.most(in.uint(), 2))
+		for i := range a.Entries {
+			a.Entries[i] = Entry{Key: in.uint(), Op: in.uint()}
+		}
+		f.Joints = append(f.Joints, a)
 	case failureEvent:
 		f.Failures = append(f.Failures, Failure{At: time.Duration(in.uint()), Replica: uint32(in.uint())})
 	case writeEvent:

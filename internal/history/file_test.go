@@ -13,6 +13,9 @@ import (
 var (
 	someRead  = Read{Key: 1 << 60, Op: 7, Fresh: true, Tier: 3, Replica: 9, Session: 1 << 40, Budget: time.Second, Invoked: 5, Returned: 6}
 	someList  = List{Group: 3, Entries: []Entry{{1, 2}, {3, 4}}, Tier: 1, Replica: 9, Invoked: 7, Returned: 9}
+	someJoint = Joint{
+		Entries: []Entry{{1, 2}, {3, 0}}, Sum: -7, Total: 9, Fresh: true, Replica: 9, Budget: time.Second, Invoked: 7, Returned: 9,
+	}
 	someWrite = Write{Op: 7, Keys: []uint64{1, 2}, Sent: 3, Acked: Never, Session: 4, Idle: true}
 )
 
@@ -26,6 +29,7 @@ func TestFile(t *testing.T) {
 	r.Write(someWrite)
 	r.Read(someRead)
 	r.List(someList)
+	r.Joint(someJoint)
 	r.Failure(Failure{At: 5, Replica: 2})
 	acked := someWrite
 	acked.Acked = 9
@@ -48,7 +52,7 @@ func TestFile(t *testing.T) {
 	}
 	want := &File{
 		Reads: slices.Repeat([]Read{someRead}, 4001), Lists: []List{someList}, Writes: []Write{acked},
-		Failures: []Failure{{At: 5, Replica: 2}},
+		Joints: []Joint{someJoint}, Failures: []Failure{{At: 5, Replica: 2}},
 	}
 	if !reflect.DeepEqual(f, want) {
 		t.Errorf("read %d reads, %+v, %+v", len(f.Reads), f.Lists, f.Writes)

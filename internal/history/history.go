@@ -78,6 +78,7 @@ type History struct {
 	Unsettled []Commit
 	Reads     []Read
 	Lists     []List
+	Joints    []Joint
 	Failures  []Failure
 	// Sweep are answers from after the end of all writes and faults: they must show the last commits (I5).
 	Sweep      []Read
@@ -102,6 +103,9 @@ func (h *History) Assign(phases []Phase) {
 	}
 	for i := range h.Lists {
 		h.Lists[i].Phase = of(h.Lists[i].Invoked)
+	}
+	for i := range h.Joints {
+		h.Joints[i].Phase = of(h.Joints[i].Invoked)
 	}
 	for i := range h.Failures {
 		h.Failures[i].Phase = of(h.Failures[i].At)

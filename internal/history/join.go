@@ -24,6 +24,7 @@ func Join(files []*File, writes []Write, audit []Audited) *History {
 	for _, f := range files {
 		h.Reads = append(h.Reads, f.Reads...)
 		h.Lists = append(h.Lists, f.Lists...)
+		h.Joints = append(h.Joints, f.Joints...)
 		h.Failures = append(h.Failures, f.Failures...)
 		learn(f.Writes)
 	}

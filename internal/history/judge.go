@@ -20,7 +20,7 @@ type Options struct {
 }
 
 // Judge gives the verdict on a history. It takes time in the order of n log n, and does not change the history.
-// Verdicts on one key come before those on the next higher key; I5 comes last.
+// Verdicts on one key come before those on the next higher key; I8 and I5 come last.
 func Judge(h *History, o Options) *Report {
 	j := &judge{h: h, o: o, report: newReport(h, cmp.Or(o.Keep, 10)), lines: map[uint64]*line{}}
 	j.commits()
@@ -34,6 +34,7 @@ func Judge(h *History, o Options) *Report {
 			j.report.stale(r, j.behind[i])
 		}
 	}
+	j.joints()
 	j.sweep()
 	j.report.Failures += uint64(len(h.Failures))
 	for _, f := range h.Failures {
@@ -121,6 +122,11 @@ func (j *judge) commits() {
 	}
 	for i := range j.h.Lists {
 		for _, e := range j.h.Lists[i].Entries {
+			j.need(e.Key)
+		}
+	}
+	for i := range j.h.Joints {
+		for _, e := range j.h.Joints[i].Entries {
 			j.need(e.Key)
 		}
 	}

@@ -17,6 +17,8 @@ const (
 	I3                      // no going back
 	I4                      // no phantoms
 	I5                      // convergence
+
+	I8 Invariant = 8 // several keys as of one moment
 )
 
 func (i Invariant) String() string { return fmt.Sprintf("I%d", uint8(i)) }
@@ -67,6 +69,7 @@ type Report struct {
 	Phases   []Counts // of History.Phases; one at least
 	ByTier   map[uint8]uint64
 	ByBudget map[time.Duration]uint64 // of FRESH answers
+	Joints   uint64                   // answers about several keys as of one moment
 	Swept    uint64                   // answers after the end that were compared
 	Excused  uint64                   // answers, or what lists say of a key, that lost commits explain: not judged further
 	// Disordered counts commits that were acknowledged before an earlier one of their key was sent: unless it is 0 the
@@ -160,6 +163,7 @@ func (r *Report) Merge(o *Report) {
 	for k, n := range o.ByBudget {
 		r.ByBudget[k] += n
 	}
+	r.Joints += o.Joints
 	r.Swept += o.Swept
 	r.Excused += o.Excused
 	r.Disordered += o.Disordered
