@@ -28,7 +28,7 @@ type Together struct {
 	failed error               // the first read without an answer; nil = none
 
 	// Of the last resort.
-	tx    Transaction        // nil = this is none
+	tx    Transaction           // nil = this is none
 	began coherence.Instant     // before tx began
 	at    coherence.Snapshot    // of tx, once it has been read in
 	read  []coherence.ScopeHash // values that were read in tx

@@ -25,7 +25,7 @@
 //     none outside of the group.
 //   - I5: answers after the end, when nothing happens any more, show the last place of their key.
 //   - I8: an answer about several keys as of one moment (a Joint) shows of each key a place at which it was at one
-//     instant, between Invoked less the budget and Returned. What one write did to several keys happened at one
+//     instant, between Invoked less the budget and Returned; its keys alone are judged for I1 and I4. What one write did to several keys happened at one
 //     instant: an answer shows all of it or none.
 //
 // # Why it is sound and complete

@@ -8,7 +8,7 @@ import (
 )
 
 // Joint is one answer about several keys that claims to show all of them as of one instant. Its other fields are
-// those of [Read]. What it says of each key alone is not judged by it: that is among Reads.
+// those of [Read].
 type Joint struct {
 	Entries []Entry // Op 0 = the key was answered to be absent
 	// Sum is what the keys were answered to hold together, Total what every commit leaves it at; both 0 = not told.
@@ -27,15 +27,16 @@ func (a *Joint) asRead(e Entry) Read {
 	}
 }
 
-// joints judges I8.
+// joints judges I8, and of each key alone I1 and I4.
 func (j *judge) joints() {
 	pairs := pairs{}
 	for i := range j.h.Joints {
 		a := &j.h.Joints[i]
+		head := a.asRead(Entry{})
+		j.report.count(&head)
 		j.report.Joints++
 		if a.Sum != a.Total {
-			as := a.asRead(Entry{})
-			j.report.violate(I8, &as, fmt.Sprintf("%d keys hold %d together, and every commit leaves %d", len(a.Entries), a.Sum, a.Total))
+			j.report.violate(I8, &head, fmt.Sprintf("%d keys hold %d together, and every commit leaves %d", len(a.Entries), a.Sum, a.Total))
 			continue
 		}
 		j.joint(a, pairs)
@@ -67,8 +68,10 @@ func (j *judge) joint(a *Joint, pairs pairs) {
 			return
 		}
 		s.high = s.line.high(a.Returned)
-		if s.place = s.line.next(claim{op: e.Op}, s.line.low(since)); s.place > s.high {
-			return // that key alone breaks another promise
+		low := s.line.low(since)
+		if s.place = s.line.next(claim{op: e.Op}, low); s.place > s.high {
+			j.alone(a, &s, low)
+			return
 		}
 		all = append(all, s)
 	}
@@ -106,6 +109,18 @@ func (j *judge) joint(a *Joint, pairs pairs) {
 			return
 		}
 	}
+}
+
+// alone notes that what the answer shows of the key breaks another promise.
+func (j *judge) alone(a *Joint, s *shownAt, low int) {
+	as, c := a.asRead(s.entry), claim{op: s.entry.Op}
+	if s.line.next(c, 0) > s.high {
+		j.report.violate(I4, &as, "no such state can have been when the answer was there"+s.line.around(s.high, s.high))
+		return
+	}
+	shows := s.line.last(c, s.high)
+	j.report.violate(I1, &as, fmt.Sprintf("it shows #%d at most, and #%d had been acknowledged before the read was sent, less its budget%s",
+		shows, low, s.line.around(shows, low)))
 }
 
 // apart notes that the answer shows the key as it was before what it shows of another.

@@ -25,8 +25,8 @@ const (
 	freshetWrite    = 5 * time.Second
 )
 
-// Freshet opens a node with a cache of rows, which begins with what the others read, one of rows that a Go
-// function loads (every eighth key), and one of lists. Every eighth key, too, is read together with others, by one call.
+// Freshet opens a node with its caches, each of which begins with what the others read. Get says which rows are
+// read in which way.
 func Freshet(ctx context.Context, at Endpoints) (Subject, error) {
 	n, err := node.Open(ctx, node.Config{
 		App: at.App, ID: fmt.Sprintf("replica-%d", at.Replica),
@@ -39,7 +39,7 @@ func Freshet(ctx context.Context, at Endpoints) (Subject, error) {
 	if err != nil {
 		return nil, err
 	}
-	f := &freshet{node: n}
+	f := &freshet{node: n, groups: at.Groups}
 	if err := errors.Join(f.openCaches(), n.Ready(ctx)); err != nil {
 		return nil, errors.Join(err, n.Close())
 	}
@@ -56,6 +56,9 @@ type freshet struct {
 	rows  *node.Cache[freshetRow]
 	funcs *node.Cache[freshetRow]
 	lists *node.QueryCache[[]freshetRow]
+	joint joint
+
+	groups uint64
 }
 
 type freshetRow struct {
@@ -79,7 +82,7 @@ func (f *freshet) openCaches() error {
 		},
 		Tags: func(p cluster.Params, _ []freshetRow) []string { return []string{"category:" + p["category"]} },
 	})
-	return errors.Join(rows, funcs, lists)
+	return errors.Join(rows, funcs, lists, f.openJoint())
 }
 
 // load is a source in Go.
@@ -118,6 +121,11 @@ func (f *freshet) Get(ctx context.Context, key uint64, want Want) (Answer, error
 			return Answer{}, err
 		}
 		// It is absent, which such a call does not label.
+	case 6, 10:
+		if a, err := f.getConsistent(ctx, id, options); err == nil {
+			return a, nil
+		}
+		// A STALE answer may be there.
 	}
 	e, err := cache.Lookup(ctx, id, options...)
 	absent := errors.Is(err, node.ErrNotFound)

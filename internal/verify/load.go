@@ -20,8 +20,10 @@ const (
 	writeLimit  = 6 * time.Second
 	moodTime    = 400 * time.Millisecond // then a replica asks for other budgets
 	listShare   = 0.04
+	jointShare  = 0.03 // half of them of all accounts
 	removeShare = 0.06 // of writes
 	renameShare = 0.04
+	moneyShare  = 0.10
 	moveShare   = 0.10 // of the writes that set a row: into another category
 	skew        = 1.1  // of the Zipf distribution of keys
 	skewFlat    = 8    // its constant: how many keys are about as hot as the hottest
@@ -134,8 +136,15 @@ func (l *load) readStrictly(ctx context.Context, i uint64) {
 }
 
 func (l *load) readOne(ctx context.Context, c *choices, budget time.Duration) {
-	if c.Float64() < listShare {
+	switch p := c.Float64(); {
+	case p < listShare:
 		l.list(ctx, c.group(), budget)
+		return
+	case p < listShare+jointShare/2:
+		l.join(ctx, c.account(), budget)
+		return
+	case p < listShare+jointShare:
+		l.join(ctx, c.key(), budget)
 		return
 	}
 	l.get(ctx, c.key(), Want{Budget: budget}, 0)
@@ -168,6 +177,31 @@ func (l *load) list(ctx context.Context, group uint64, budget time.Duration) {
 	l.history.List(listOf(group, a, history.List{
 		Budget: budget, Invoked: invoked, Returned: returned, Replica: l.setup.At.Replica,
 	}))
+}
+
+// join reads several rows as of one moment, if the subject can.
+func (l *load) join(ctx context.Context, key uint64, budget time.Duration) {
+	subject, can := l.subject.(Joiner)
+	if !can {
+		return
+	}
+	limited, cancel := context.WithTimeout(ctx, readLimit)
+	defer cancel()
+	invoked := Now()
+	a, err := subject.Join(limited, key, Want{Budget: budget})
+	returned := Now()
+	if !l.count(ctx, invoked, returned, err) {
+		return
+	}
+	joint := history.Joint{Fresh: a.Fresh, Budget: budget, Invoked: invoked, Returned: returned, Replica: l.setup.At.Replica}
+	for _, r := range a.Rows {
+		joint.Entries = append(joint.Entries, history.Entry{Key: r.Key, Op: r.Op})
+		joint.Sum += r.Balance
+	}
+	if key >= firstAccount {
+		joint.Total = Accounts * balance
+	}
+	l.history.Joint(joint)
 }
 
 // listOf completes the labels of a list with the answer.
@@ -207,6 +241,9 @@ func (l *load) write(ctx context.Context, i uint64) {
 	pace := newPace(l.config.Writes / writers)
 	for pace.wait(ctx) {
 		change := c.change()
+		if c.Float64() < moneyShare {
+			change = c.transfer()
+		}
 		l.mu.Lock()
 		l.writes++
 		change.Op = l.config.Base + l.writes
@@ -224,6 +261,10 @@ func (l *load) write(ctx context.Context, i uint64) {
 		}
 		l.mu.Unlock()
 		l.history.Write(history.Write{Op: change.Op, Keys: change.keys(), Sent: change.Sent, Acked: acked, Session: session, Idle: change.Kind != Set})
+		if change.Kind == Transfer {
+			l.join(ctx, change.Key, longBudget)
+			continue
+		}
 		l.get(ctx, change.Key, Want{Budget: longBudget}, session)
 	}
 }
@@ -239,6 +280,18 @@ func (c *choices) change() Change {
 	default:
 		return Change{Kind: Set, Key: key, Group: c.home(key)}
 	}
+}
+
+// account is one of the accounts.
+func (c *choices) account() uint64 { return firstAccount + c.Uint64N(Accounts) }
+
+// transfer is a random one, without its number and time.
+func (c *choices) transfer() Change {
+	from, to := c.account(), c.account()
+	if from == to {
+		to = firstAccount + (to+1)%Accounts
+	}
+	return Change{Kind: Transfer, Key: from, To: to, Money: c.Int64N(100)}
 }
 
 // home is the category that a row belongs to, mostly.

@@ -71,7 +71,7 @@ func (l *ledger) taken() ([]history.Write, []history.Read, uint64) {
 
 // keys are those that the change may change.
 func (c Change) keys() []uint64 {
-	if c.Kind == Rename {
+	if c.Kind == Rename || c.Kind == Transfer {
 		return []uint64{c.Key, c.To}
 	}
 	return []uint64{c.Key}
@@ -233,6 +233,8 @@ func (o outside) write(ctx context.Context, c *choices) error {
 	ctx, cancel := context.WithTimeout(ctx, writeLimit)
 	defer cancel()
 	switch p := c.Float64(); {
+	case p < 0.1:
+		return o.change(ctx, c.transfer())
 	case p < 0.6:
 		return o.change(ctx, c.change())
 	case p < 0.8:

@@ -27,6 +27,7 @@ type Phase struct {
 	Reads   uint64           `json:"reads"`   // answers that were judged, lists among them
 	ByTier  map[uint8]uint64 `json:"by_tier"` // of them, by where they came from, as [Answer.Tier]
 	Fresh   uint64           `json:"fresh"`   // of them, answers labelled FRESH
+	Joints  uint64           `json:"joints"`  // of them, answers about several rows as of one moment
 	Swept   uint64           `json:"swept"`   // answers after the end that were compared with Postgres
 	Commits int              `json:"commits"` // of the run by the end of the phase
 	// Lost are acknowledged changes that Postgres does not have. Only a failover that loses the tail may
@@ -91,7 +92,7 @@ func shareOf(c history.Counts) Share {
 func newPhase(f fault, h *history.History, v *history.Report) *Phase {
 	p := &Phase{
 		Fault: f.name, About: f.about,
-		Reads: v.Reads, Fresh: v.Fresh, Swept: v.Swept, ByTier: v.ByTier, Commits: len(h.Commits),
+		Reads: v.Reads, Fresh: v.Fresh, Joints: v.Joints, Swept: v.Swept, ByTier: v.ByTier, Commits: len(h.Commits),
 		Violations: map[string]uint64{},
 		Before:     shareOf(v.Phases[0]), During: shareOf(v.Phases[1]), After: shareOf(v.Phases[2]),
 	}
@@ -194,16 +195,17 @@ func (r *Report) WriteMarkdown(to io.Writer) error {
 	var b strings.Builder
 	b.WriteString("| fault | reads checked | FRESH reads | violations | staleness p50 | p99.9 | max | FRESH before | during (STALE) | after | failed | recovery to 99 % | converged | loads at once | loads/s, most |\n")
 	b.WriteString("|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|\n")
-	var reads, fresh, failed, swept uint64
+	var reads, fresh, joints, failed, swept uint64
 	for i := range r.Phases {
 		p := &r.Phases[i]
 		fmt.Fprintf(&b, "| %s | %d | %d | %d | %v | %v | %v | %s | %s (%.2f%%) | %s | %d | %s | %.1f s | %d of %d | %.0f |\n",
 			p.Fault, p.Reads, p.Fresh, p.Broken(), short(p.P50), short(p.P999), short(p.Longest),
 			percent(p.Before), percent(p.During), 100*p.During.Stale, percent(p.After), p.failures(), p.recovery(), p.Converged.Seconds(), p.SourcePeak, p.SourceBound, p.SourceRateMost)
-		reads, fresh, failed, swept = reads+p.Reads, fresh+p.Fresh, failed+p.failures(), swept+p.Swept
+		reads, fresh, joints, failed, swept = reads+p.Reads, fresh+p.Fresh, joints+p.Joints, failed+p.failures(), swept+p.Swept
 	}
 	fmt.Fprintf(&b, "| **all** | **%d** | **%d** | **%d** | | | | | | | %d | | | | |\n\n", reads, fresh, r.Broken(), failed)
-	fmt.Fprintf(&b, "%d replicas, %d rows, seed %d; %d answers after the end of a fault were compared with Postgres.\n", r.Replicas, r.Keys, r.Seed, swept)
+	fmt.Fprintf(&b, "%d replicas, %d rows, seed %d; %d answers were about several rows as of one moment; %d answers after the end of a fault were compared with Postgres.\n",
+		r.Replicas, r.Keys, r.Seed, joints, swept)
 	for i := range r.Phases {
 		p := &r.Phases[i]
 		if p.Broken() == 0 {

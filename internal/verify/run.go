@@ -284,6 +284,9 @@ func (o Options) hold(h *history.History) {
 	for i := range h.Lists {
 		h.Lists[i].Budget = o.Budget
 	}
+	for i := range h.Joints {
+		h.Joints[i].Budget = o.Budget
+	}
 }
 
 func wait(ctx context.Context, d time.Duration) {

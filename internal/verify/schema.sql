@@ -18,6 +18,25 @@ create table verify_audit (
     sent     bigint not null
 );
 
+-- Accounts, whose ids begin where those of rows cannot be: a transfer moves something between two of them, so
+-- that all balances together stay the same.
+create table verify_account (
+    id      bigint primary key,
+    bank    bigint not null,
+    balance bigint not null,
+    op      bigint not null,
+    sent    bigint not null default 0
+);
+
+create function verify_note_account() returns trigger language plpgsql as $$
+begin
+    insert into verify_audit (id, op, category, sent) values (new.id, new.op, new.bank, new.sent);
+    return null;
+end $$;
+
+create trigger verify_account_note after insert or update on verify_account
+    for each row execute function verify_note_account();
+
 create function verify_note() returns trigger language plpgsql as $$
 declare
     -- Of what deletes: such a change has no row that could carry them.

@@ -138,6 +138,9 @@ func raise(ctx context.Context, o Options) (_ *stand, err error) {
 	for key := range o.keys() {
 		s.known = append(s.known, history.Write{Op: key + 1, Keys: []uint64{key + 1}, Sent: begun, Acked: Now()})
 	}
+	for account := uint64(firstAccount); account < firstAccount+Accounts; account++ {
+		s.known = append(s.known, history.Write{Op: account, Keys: []uint64{account}, Sent: begun, Acked: Now()})
+	}
 	for range o.replicas() {
 		if _, err := s.addSite(); err != nil {
 			return nil, err
@@ -219,7 +222,7 @@ func via(text, host string) string {
 // start starts a replica at the site, which has none.
 func (s *site) start(ctx context.Context) error {
 	at := Endpoints{
-		Replica: s.stand.started.Add(1), App: s.stand.app,
+		Replica: s.stand.started.Add(1), App: s.stand.app, Groups: s.stand.options.groups(),
 		Postgres: s.stand.stack.Postgres.DSNVia(s.links.postgres.Addr(), s.stand.database),
 		NATS:     via(s.stand.stack.NATS.URL(), s.links.nats.Addr()),
 		Redis:    []string{s.links.redis.Service().Addr()}, RedisDial: s.links.redis.Map(),

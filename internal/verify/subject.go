@@ -32,6 +32,8 @@ type Endpoints struct {
 	Replica uint32
 	// App is the same for all replicas of one run, and for no other run.
 	App string
+	// Groups is the number of categories: mostly, a row is in 1 + its key % Groups.
+	Groups uint64
 	// Postgres is a URL for lib/pq.
 	Postgres string
 	// Redis are addresses of the cluster to begin with. They stay the same wherever its nodes move.
@@ -91,13 +93,24 @@ const (
 	// Rename gives the row, if it is there, the primary key To, in the place of the row that has that
 	// key, if any.
 	Rename
+	// Transfer moves the amount from the account Key to the account To.
+	Transfer
+)
+
+// The accounts, whose ids are firstAccount and those after it: above those of rows, below the numbers of writes.
+const (
+	Accounts     = 16
+	firstAccount = 1 << 24
+	firstBank    = firstAccount // the category in the audit of a bank's accounts
+	balance      = 1000         // of each in the beginning
 )
 
 // Change is one write through a replica.
 type Change struct {
 	Kind  Kind
 	Key   uint64
-	To    uint64        // of Rename
+	To    uint64        // of Rename and Transfer
+	Money int64         // the amount of Transfer
 	Group uint64        // the category after it, of Set
 	Op    uint64        // unique number of the write
 	Sent  time.Duration // before which nobody can have seen it, on the clock of [Now]
@@ -130,7 +143,7 @@ const (
 // Apply makes the change in the transaction and reports what it touched.
 func (c Change) Apply(ctx context.Context, tx Tx) (Effect, error) {
 	// Deletions leave no row that could carry the number of their write.
-	if c.Kind != Set {
+	if c.Kind == Remove || c.Kind == Rename {
 		if err := announce(ctx, tx, c.Op, c.Sent); err != nil {
 			return Effect{}, err
 		}
@@ -161,6 +174,13 @@ returning id, category`, c.Key, c.Group, c.Op, int64(c.Sent))
 		_, err = tx.ExecContext(ctx, `update verify_row set id = $2, op = $3, sent = $4, revision = revision + 1 where id = $1`,
 			c.Key, c.To, c.Op, int64(c.Sent))
 		return e, err
+	case Transfer:
+		if _, err := c.touch(ctx, tx, `select id, bank from verify_account where id in ($1, $2) order by id for update`, c.Key, c.To); err != nil {
+			return Effect{}, err
+		}
+		return c.touch(ctx, tx, `
+update verify_account set balance = balance + case id when $1 then -$3::bigint else $3::bigint end, op = $4, sent = $5 where id in ($1, $2)
+returning id, bank`, c.Key, c.To, c.Money, c.Op, int64(c.Sent))
 	default:
 		return Effect{}, fmt.Errorf("verify: change of kind %d", c.Kind)
 	}
@@ -188,6 +208,24 @@ func announce(ctx context.Context, tx Tx, op uint64, sent time.Duration) error {
 	_, err := tx.ExecContext(ctx, `select set_config('verify.op', $1, true), set_config('verify.sent', $2, true)`,
 		fmt.Sprint(op), fmt.Sprint(int64(sent)))
 	return err
+}
+
+// Joiner is a [Subject] that can read several rows as of one moment.
+type Joiner interface {
+	// Join answers with the row and others that it chooses; of an account with all accounts.
+	Join(ctx context.Context, key uint64, want Want) (JointAnswer, error)
+}
+
+// JointAnswer is what a read of several rows found.
+type JointAnswer struct {
+	Rows  []JointRow // a row may be there twice
+	Fresh bool
+}
+
+// JointRow is a row in a joint answer: Op 0 = it is absent.
+type JointRow struct {
+	Key, Op uint64
+	Balance int64 // of an account
 }
 
 // SourceLoader is a [Subject] that can tell how much it asks of the source.

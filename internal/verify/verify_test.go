@@ -20,6 +20,7 @@ import (
 func subjects() map[string]verify.Open {
 	return map[string]verify.Open{
 		"freshet":   verify.Freshet,
+		"apart":     verify.FreshetApart,
 		"forgetful": openForgetful,
 		"fails": func(context.Context, verify.Endpoints) (verify.Subject, error) {
 			return nil, errors.New("it cannot be opened")
@@ -49,8 +50,8 @@ func options(t *testing.T, subject string, faults ...string) verify.Options {
 	}
 }
 
-// I1 to I5 on real processes: a short part of `make faults`.
-func TestI1I2I3I4I5Faults(t *testing.T) {
+// I1 to I5 and I8 on real processes: a short part of `make faults`.
+func TestI1I2I3I4I5I8Faults(t *testing.T) {
 	short(t)
 	r, err := verify.Run(t.Context(), options(t, "freshet", "redis-flushed", "postgres-killed"))
 	if err != nil {
@@ -60,8 +61,8 @@ func TestI1I2I3I4I5Faults(t *testing.T) {
 		t.Errorf("%d promises were broken", r.Broken())
 	}
 	for _, p := range r.Phases {
-		if p.Fresh < 200 || p.Swept == 0 {
-			t.Errorf("%s: %d FRESH answers and %d after the end are too few to show anything", p.Fault, p.Fresh, p.Swept)
+		if p.Fresh < 200 || p.Swept == 0 || p.Joints < 10 {
+			t.Errorf("%s: %d FRESH answers, %d about several rows and %d after the end are too few to show anything", p.Fault, p.Fresh, p.Joints, p.Swept)
 		}
 	}
 }
@@ -79,6 +80,21 @@ func TestForgetfulCacheIsConvicted(t *testing.T) {
 		if r.Phases[0].Violations[invariant] == 0 {
 			t.Errorf("no violation of %s: %v", invariant, r.Phases[0].Violations)
 		}
+	}
+}
+
+// I8: the sum of all accounts wavers when each is read for itself, and is found out.
+func TestI8ReadsApartAreConvicted(t *testing.T) {
+	short(t)
+	o := options(t, "apart", "none")
+	o.Progress = nil
+	r, err := verify.Run(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := r.Phases[0]
+	if p.Violations["I8"] == 0 || p.Broken() != p.Violations["I8"] {
+		t.Errorf("of %d answers about several rows, violations: %v, want some of I8", p.Joints, p.Violations)
 	}
 }
 
