@@ -411,4 +411,73 @@ var mutants = []mutant{
 		old:  "if poll != nil && c.Tracker.Valid(it.scopes[viewScope], it.scopes, it.snapshot) {", with: "if poll != nil {",
 		folder: "tiers", killer: "TestStaleIsBounded",
 	},
+
+	// Several values as of one moment.
+	{
+		name: "moment-newer-than-poll", guard: "a value that is newer than the poll is not as of the poll",
+		file: "coherence/agree.go",
+		old:  "case !poll.Includes(v.Snapshot):", with: "case false:",
+		folder: "coherence", killer: "TestI8Agree",
+	},
+	{
+		name: "moment-changed-ignored", guard: "nor is one that has changed",
+		file: "coherence/agree.go",
+		old:  "case !t.valid(v.Value, v.Scopes, v.Snapshot):", with: "case false:",
+		folder: "coherence", killer: "TestI8Agree",
+	},
+	{
+		name: "moment-hits-newer-than-poll", guard: "nor is a hit in L1",
+		file: "tiers/together.go",
+		old:  " || !poll.Includes(it.snapshot) {", with: " {",
+		folder: "tiers", killer: "TestI8NewerThanThePoll",
+	},
+	{
+		name: "moment-one-by-one", guard: "all values are compared with one poll",
+		file: "tiers/together.go",
+		old:  "poll, agreement := t.shared.Tracker.Agree(t.held)\n\tnow :=", with: "poll, agreement := t.shared.Tracker.Agree(t.held[len(t.held)-1:])\n\tnow :=",
+		folder: "tiers", killer: "TestI8ChangeInBetween",
+	},
+	{
+		name: "moment-not-compared-again", guard: "also after the poll that was waited for",
+		file:   "tiers/together.go",
+		old:    "\t\tmoment, agreement = t.look()\n\t}\n\treturn moment,",
+		with:   "\t\tmoment, agreement = Moment{Snapshot: t.proof.barrier.Snapshot}, coherence.Agreed\n\t}\n\treturn moment,",
+		folder: "tiers", killer: "TestI8ChangeInBetween",
+	},
+	{
+		name: "moment-polled-before-loads", guard: "which was sent after all loads had ended",
+		file: "tiers/together.go",
+		old:  "\tpoll, err := t.shared.Tracker.Barrier(ctx)\n", with: "\tpoll, err := t.shared.Tracker.Latest(), ctx.Err()\n",
+		folder: "tiers", killer: "TestI8AbsentAndTagged",
+	},
+	{
+		name: "moment-read-committed", guard: "the last resort is one transaction with one snapshot",
+		file: "tiers/transaction.go",
+		old:  "sql.LevelRepeatableRead", with: "sql.LevelReadCommitted",
+		folder: "node", killer: "TestI8SnapshotInATransaction",
+	},
+	{
+		name: "moment-of-two-snapshots", guard: "and is refused if it has two",
+		file: "tiers/together.go",
+		old:  "case !t.at.Equal(at):", with: "case false:",
+		folder: "tiers", killer: "TestI8Unsettled",
+	},
+	{
+		name: "moment-function-unchecked", guard: "what cannot be read in it has not changed until then",
+		file: "tiers/together.go",
+		old:  "fits := agreement == coherence.Agreed && t.knownTo(poll) &&", with: "fits := poll != nil &&",
+		folder: "tiers", killer: "TestI8Function",
+	},
+	{
+		name: "transaction-load-in-order", guard: "what was read late in a transaction is not taken for a load that began late",
+		file: "tiers/together.go",
+		old:  "loadStart{at: t.began}", with: "loadStart{at: t.began, order: c.order.Add(1)}",
+		folder: "tiers", killer: "TestI1LoadInATransaction",
+	},
+	{
+		name: "transaction-not-kept", guard: "nothing older is hit in L1 after what was read in a transaction",
+		file: "tiers/together.go",
+		old:  "if c.revalidate(it) && err == nil {", with: "if false {",
+		folder: "tiers", killer: "TestI3AfterATransaction",
+	},
 }
