@@ -45,7 +45,7 @@ func openL2(ctx context.Context, s *site) (*l2, error) {
 	}
 	l := &l2{cache: r.products}
 	for i := range spreadIDs {
-		key, err := keys.Entity(1, "product", productID(i), "detail")
+		key, err := keys.Entity(cluster.FirstGeneration(), "product", productID(i), "detail")
 		if err != nil {
 			return nil, err
 		}

@@ -10,9 +10,10 @@
 //	<app>:v<generation>:{<namespace>?<hash>}:<view>           the result of a query
 //	<app>:v<generation>:{<namespace>:<id>}:<view>:lease       the load lease of either
 //
-// The braces are Redis Cluster's hash tag, so every generation and view of an entity, and their
-// leases, share one [Slot]. Two different entities, queries, views or generations never share a key:
-// bytes of an id that mean something in this text are escaped, and [ParseKey] is the exact inverse.
+// The [Generation] is two numbers, the application's and the namespace's: "3.1". The braces are Redis
+// Cluster's hash tag, so every generation and view of an entity, and their leases, share one [Slot]. Two
+// different entities, queries, views or generations never share a key: bytes of an id that mean something
+// in this text are escaped, and [ParseKey] is the exact inverse.
 //
 // # Membership
 //

@@ -44,7 +44,7 @@ func NewKeys(app string) (Keys, error) {
 // The namespace must satisfy [CheckNamespace] and the view [CheckView]. The id may hold any bytes,
 // from 1 to [MaxIDBytes] of them. Those that mean something in a key (% { } : ?), spaces, control
 // characters and bytes that are not UTF-8 are written as %XX; the rest stays readable.
-func (k Keys) Entity(generation uint64, namespace, id, view string) (string, error) {
+func (k Keys) Entity(generation Generation, namespace, id, view string) (string, error) {
 	if err := k.check(namespace, view); err != nil {
 		return "", err
 	}
@@ -70,7 +70,7 @@ func (k Keys) Entity(generation uint64, namespace, id, view string) (string, err
 // The namespace must satisfy [CheckNamespace] and the view [CheckView]; p is refused beyond
 // [MaxParams] parameters or [MaxParamsBytes] bytes. No query shares a key with an entity; two queries
 // share one only if SHA-256 truncated to 128 bits collides.
-func (k Keys) Query(generation uint64, namespace string, p Params, view string) (string, error) {
+func (k Keys) Query(generation Generation, namespace string, p Params, view string) (string, error) {
 	if err := k.check(namespace, view); err != nil {
 		return "", err
 	}
@@ -92,7 +92,7 @@ func Lease(key string) string { return key + leaseSuffix }
 // KeyParts are what a key was made of.
 type KeyParts struct {
 	App        string
-	Generation uint64
+	Generation Generation
 	Namespace  string
 	ID         string // of an entity, not escaped; empty for a query
 	Query      string // hash of the parameters ([Params.Hash]); empty for an entity
@@ -118,7 +118,7 @@ func splitKey(key string) (KeyParts, bool) {
 	if !ok1 || !ok2 || !ok3 {
 		return KeyParts{}, false
 	}
-	generation, err := strconv.ParseUint(number, 10, 64)
+	generation, err := ParseGeneration(number)
 	if err != nil {
 		return KeyParts{}, false
 	}
@@ -166,9 +166,9 @@ func (p KeyParts) text() string {
 
 // open writes a key up to and with the separator behind the namespace, after making room for the
 // whole of it, so that the key is the only allocation.
-func (k Keys) open(b *strings.Builder, generation uint64, namespace string, separator byte, subjectLen int, view string) {
-	var number [20]byte // of the longest uint64
-	digits := strconv.AppendUint(number[:0], generation, 10)
+func (k Keys) open(b *strings.Builder, generation Generation, namespace string, separator byte, subjectLen int, view string) {
+	var number [21]byte // of the longest generation
+	digits := generation.appendText(number[:0])
 	b.Grow(len(k.prefix) + len(digits) + len(":{") + len(namespace) + 1 + subjectLen + len("}:") + len(view))
 	b.WriteString(k.prefix)
 	b.Write(digits)

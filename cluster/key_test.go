@@ -19,20 +19,21 @@ func shopKeys(t testing.TB) cluster.Keys {
 }
 
 func ExampleKeys() {
+	third := cluster.Generation{Global: 1, Namespace: 3}
 	keys, _ := cluster.NewKeys("shop")
-	entity, _ := keys.Entity(3, "product", "42", "detail")
-	odd, _ := keys.Entity(3, "product", "a{b}:50% größe", "detail")
-	query, _ := keys.Query(3, "product", cluster.Params{"page": "2", "category": "7"}, "list")
+	entity, _ := keys.Entity(third, "product", "42", "detail")
+	odd, _ := keys.Entity(third, "product", "a{b}:50% größe", "detail")
+	query, _ := keys.Query(third, "product", cluster.Params{"page": "2", "category": "7"}, "list")
 	fmt.Println(entity)
 	fmt.Println(odd)
 	fmt.Println(query)
 	fmt.Println(cluster.Lease(entity))
 	fmt.Println(cluster.Slot(entity) == cluster.Slot(cluster.Lease(entity)))
 	// Output:
-	// shop:v3:{product:42}:detail
-	// shop:v3:{product:a%7Bb%7D%3A50%25%20größe}:detail
-	// shop:v3:{product?dda0010144ea911178001e2f4391ec51}:list
-	// shop:v3:{product:42}:detail:lease
+	// shop:v1.3:{product:42}:detail
+	// shop:v1.3:{product:a%7Bb%7D%3A50%25%20größe}:detail
+	// shop:v1.3:{product?dda0010144ea911178001e2f4391ec51}:list
+	// shop:v1.3:{product:42}:detail:lease
 	// true
 }
 
@@ -52,8 +53,8 @@ func TestEntityEscapesWhatWouldBeAmbiguous(t *testing.T) {
 		"\xed\xa0\x80":            "%ED%A0%80", // half a surrogate pair
 		"\ufffd":                  "\ufffd",    // the replacement character itself is good UTF-8
 	} {
-		got, err := keys.Entity(math.MaxUint64, "product", id, "detail")
-		if want = "shop:v18446744073709551615:{product:" + want + "}:detail"; err != nil || got != want {
+		got, err := keys.Entity(cluster.Generation{Global: math.MaxUint32, Namespace: math.MaxUint32}, "product", id, "detail")
+		if want = "shop:v4294967295.4294967295:{product:" + want + "}:detail"; err != nil || got != want {
 			t.Errorf("Entity(%q) = %q, %v; want %q", id, got, err, want)
 		}
 	}
@@ -66,18 +67,18 @@ func TestKeysRefuseWithTheFieldAndWhatIsRight(t *testing.T) {
 		tooMany[fmt.Sprint(i)] = ""
 	}
 	entity := func(namespace, id, view string) error {
-		_, err := keys.Entity(1, namespace, id, view)
+		_, err := keys.Entity(cluster.FirstGeneration(), namespace, id, view)
 		return err
 	}
 	query := func(p cluster.Params) error {
-		_, err := keys.Query(1, "product", p, "list")
+		_, err := keys.Query(cluster.FirstGeneration(), "product", p, "list")
 		return err
 	}
 	app := func(name string) error {
 		_, err := cluster.NewKeys(name)
 		return err
 	}
-	_, zero := cluster.Keys{}.Entity(1, "product", "42", "detail")
+	_, zero := cluster.Keys{}.Entity(cluster.FirstGeneration(), "product", "42", "detail")
 	for name, c := range map[string]struct {
 		err  error
 		want string
@@ -119,31 +120,33 @@ func TestParseKeyRefusesWhatKeysNeverWrites(t *testing.T) {
 	for _, key := range []string{
 		"",
 		"shop",
-		"shop:v1:{product:42}",
-		"shop:v1:{product:42}:",
-		"shop:v1:{product:42}:lease:lease:lease",
-		"shop:v1:{product:42}:detail:",
-		"shop:v1:{product:42}:detail:other",
-		"shop:v01:{product:42}:detail",
-		"shop:v+1:{product:42}:detail",
-		"shop:v18446744073709551616:{product:42}:detail",
+		"shop:v1.1:{product:42}",
+		"shop:v1.1:{product:42}:",
+		"shop:v1.1:{product:42}:lease:lease:lease",
+		"shop:v1.1:{product:42}:detail:",
+		"shop:v1.1:{product:42}:detail:other",
+		"shop:v1.01:{product:42}:detail",
+		"shop:v+1.1:{product:42}:detail",
+		"shop:v1.4294967296:{product:42}:detail",
+		"shop:v1:{product:42}:detail", // as builds wrote it that had no generations
+		"shop:v1.1.1:{product:42}:detail",
 		"shop:v:{product:42}:detail",
-		"Shop:v1:{product:42}:detail",
-		"shop:v1:{product:}:detail",
-		"shop:v1:{product}:detail",
-		"shop:v1:{Product:42}:detail",
-		"shop:v1:{product:%}:detail",
-		"shop:v1:{product:%7}:detail",
-		"shop:v1:{product:%7b}:detail", // lower-case hex
-		"shop:v1:{product:%41}:detail", // an A needs no escape
-		"shop:v1:{product:%zz}:detail",
-		"shop:v1:{product:a b}:detail",
-		"shop:v1:{product:a{b}:detail",
-		"shop:v1:{product:a:b}:detail",
-		"shop:v1:{product?}:detail",
-		"shop:v1:{product?52B9F9C05DA47EA0A73D7C23EC47AE7A}:list",
-		"shop:v1:{product?52b9f9c05da47ea0a73d7c23ec47ae7}:list",
-		" shop:v1:{product:42}:detail",
+		"Shop:v1.1:{product:42}:detail",
+		"shop:v1.1:{product:}:detail",
+		"shop:v1.1:{product}:detail",
+		"shop:v1.1:{Product:42}:detail",
+		"shop:v1.1:{product:%}:detail",
+		"shop:v1.1:{product:%7}:detail",
+		"shop:v1.1:{product:%7b}:detail", // lower-case hex
+		"shop:v1.1:{product:%41}:detail", // an A needs no escape
+		"shop:v1.1:{product:%zz}:detail",
+		"shop:v1.1:{product:a b}:detail",
+		"shop:v1.1:{product:a{b}:detail",
+		"shop:v1.1:{product:a:b}:detail",
+		"shop:v1.1:{product?}:detail",
+		"shop:v1.1:{product?52B9F9C05DA47EA0A73D7C23EC47AE7A}:list",
+		"shop:v1.1:{product?52b9f9c05da47ea0a73d7c23ec47ae7}:list",
+		" shop:v1.1:{product:42}:detail",
 	} {
 		if p, err := cluster.ParseKey(key); err == nil {
 			t.Errorf("ParseKey(%q) = %+v, want an error", key, p)
@@ -156,7 +159,11 @@ func TestParseKeyRefusesWhatKeysNeverWrites(t *testing.T) {
 func FuzzKeysAreInjective(f *testing.F) {
 	f.Add("shop", uint64(3), "product", "42", "detail")
 	f.Add("s-1", uint64(0), "a.b_c-d", "}:x{%:?\x00\xff \u0080é", "lease")
-	f.Fuzz(func(t *testing.T, app string, generation uint64, namespace, id, view string) {
+	f.Fuzz(func(t *testing.T, app string, number uint64, namespace, id, view string) {
+		generation := cluster.Generation{Global: uint32(number >> 32), Namespace: uint32(number)}
+		if generation.Packed() != number {
+			t.Fatalf("%v packed is %d, want %d", generation, generation.Packed(), number)
+		}
 		keys, err := cluster.NewKeys(app)
 		if err != nil {
 			t.Skip()
@@ -212,9 +219,9 @@ func mustParse(t *testing.T, key string, want cluster.KeyParts) {
 
 // Whatever ParseKey accepts is exactly what the parts make again.
 func FuzzParseKey(f *testing.F) {
-	f.Add("shop:v3:{product:42}:detail")
-	f.Add("shop:v3:{product:a%7Bb%7D%3A50%25%20größe}:detail:lease")
-	f.Add("shop:v3:{product?dda0010144ea911178001e2f4391ec51}:lease:lease")
+	f.Add("shop:v1.3:{product:42}:detail")
+	f.Add("shop:v1.3:{product:a%7Bb%7D%3A50%25%20größe}:detail:lease")
+	f.Add("shop:v1.3:{product?dda0010144ea911178001e2f4391ec51}:lease:lease")
 	f.Fuzz(func(t *testing.T, key string) {
 		p, err := cluster.ParseKey(key)
 		if err != nil {
@@ -243,16 +250,17 @@ func TestKeysAllocateOnlyTheirResult(t *testing.T) {
 	keys := shopKeys(t)
 	nasty := strings.Repeat("{\xff}", cluster.MaxIDBytes/3)
 	p := cluster.Params{"page": "2", "category": "7", "sort": "price", "q": "größe"}
-	entity, err := keys.Entity(3, "product", "42", "detail")
+	third := cluster.Generation{Global: 1, Namespace: 3}
+	entity, err := keys.Entity(third, "product", "42", "detail")
 	if err != nil {
 		t.Fatal(err)
 	}
 	var written string // kept, so that the compiler cannot leave the writing out
 	for name, write := range map[string]func(){
-		"plain":    func() { written, _ = keys.Entity(3, "product", "42", "detail") },
-		"escaped":  func() { written, _ = keys.Entity(3, "product", nasty, "detail") },
-		"query":    func() { written, _ = keys.Query(3, "product", p, "list") },
-		"no query": func() { written, _ = keys.Query(3, "product", nil, "list") },
+		"plain":    func() { written, _ = keys.Entity(third, "product", "42", "detail") },
+		"escaped":  func() { written, _ = keys.Entity(third, "product", nasty, "detail") },
+		"query":    func() { written, _ = keys.Query(third, "product", p, "list") },
+		"no query": func() { written, _ = keys.Query(third, "product", nil, "list") },
 		"hash":     func() { written = p.Hash() },
 		"lease":    func() { written = cluster.Lease(entity) },
 	} {
@@ -269,7 +277,7 @@ func BenchmarkEntity(b *testing.B) {
 	keys := shopKeys(b)
 	b.ReportAllocs()
 	for b.Loop() {
-		if _, err := keys.Entity(3, "product", "0f8fad5b-d9cb-469f-a165-70867728950e", "detail"); err != nil {
+		if _, err := keys.Entity(cluster.FirstGeneration(), "product", "0f8fad5b-d9cb-469f-a165-70867728950e", "detail"); err != nil {
 			b.Fatal(err)
 		}
 	}
@@ -280,7 +288,7 @@ func BenchmarkQuery(b *testing.B) {
 	p := cluster.Params{"page": "2", "category": "7", "sort": "price"}
 	b.ReportAllocs()
 	for b.Loop() {
-		if _, err := keys.Query(3, "product", p, "list"); err != nil {
+		if _, err := keys.Query(cluster.FirstGeneration(), "product", p, "list"); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -52,7 +52,7 @@ func TestSlotAgreesWithRedis(t *testing.T) {
 	}
 	shop := shopKeys(t)
 	for range 5_000 {
-		key, err := shop.Entity(random.Uint64(), "product", "x"+nastyKey(random), "detail")
+		key, err := shop.Entity(cluster.Generation{Global: random.Uint32(), Namespace: random.Uint32()}, "product", "x"+nastyKey(random), "detail")
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -1,11 +1,15 @@
 package coherence
 
-// Holding is a value in hand: which it is, the scopes whose changes change it, and the snapshot that it was
-// read under.
+import "github.com/freshet-cache/freshet/cluster"
+
+// Holding is a value in hand: which it is, the scopes whose changes change it, the snapshot that it was read
+// under, and the generation of its namespace that it is of; without a namespace it is of none.
 type Holding struct {
-	Value    ScopeHash
-	Scopes   []ScopeHash
-	Snapshot Snapshot
+	Value      ScopeHash
+	Scopes     []ScopeHash
+	Snapshot   Snapshot
+	Namespace  string
+	Generation cluster.Generation
 }
 
 // Agreement says how values in hand stand to the latest poll.
@@ -13,7 +17,8 @@ type Agreement uint8
 
 // The agreements, from the worst to the best.
 const (
-	// Changed: one at least is known to have changed since it was read.
+	// Changed: one at least is known to have changed since it was read, or is of another generation than the
+	// current one.
 	Changed Agreement = iota
 	// Ahead: none is, but one at least is newer than the poll, or of another timeline, or there is no poll. A
 	// poll that is sent from now on may bring agreement.
@@ -37,6 +42,8 @@ func (t *Tracker) Agree(values []Holding) (*Poll, Agreement) {
 		switch v := &values[i]; {
 		case v.Snapshot.Timeline != poll.Timeline:
 			agreement = Ahead
+		case v.Namespace != "" && v.Generation != t.Generations().Of(v.Namespace):
+			return poll, Changed
 		case !t.valid(v.Value, v.Scopes, v.Snapshot):
 			return poll, Changed
 		case !poll.Includes(v.Snapshot):

@@ -20,6 +20,7 @@
 //     no goroutine.
 //   - [PostgresLog]: one poll of the log; [Migrate] installs the schema.
 //   - [Hint] and [Bus]: news of a commit over NATS, in about a millisecond.
+//   - [Generations]: which entries of a namespace count at all, as of the poll that told them.
 //   - [Stamps]: what lets a hit in L1 learn of changes by a few atomic loads.
 //   - [Tracker]: the shell that runs a Follower on real time, a log and a bus.
 //

@@ -28,6 +28,16 @@ func RelayAnswer(request []byte, s Snapshot, changes ...Change) []byte {
 	return encodeRelayAnswer(relayAnswer{id: q.id, known: true, poll: PollResult{Snapshot: s, Horizon: s, Changes: changes}})
 }
 
+// RelayAnswerWith is the wire form of an answer to the request that tells generations.
+func RelayAnswerWith(request []byte, s Snapshot, g *Generations) []byte {
+	q, err := decodeRelayRequest(request)
+	if err != nil {
+		panic(err)
+	}
+	poll := PollResult{Snapshot: s, Horizon: s, Generations: g}
+	return encodeRelayAnswer(relayAnswer{id: q.id, known: true, same: g.Version() == q.version, poll: poll})
+}
+
 // SealRelay puts the check behind what should be a message.
 func SealRelay(b []byte) []byte { return appendCheck(append([]byte(nil), b...), 0) }
 

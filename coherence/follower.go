@@ -1,6 +1,9 @@
 package coherence
 
-import "time"
+import (
+	"slices"
+	"time"
+)
 
 // Instant is a moment on the monotonic clock of one [Tracker], in nanoseconds since it was made.
 type Instant int64
@@ -60,6 +63,8 @@ const (
 type Effects struct {
 	// Raised are scopes that changed: what was cached for them must be looked at again.
 	Raised []ScopeHash
+	// Generations are those of now on, and everything cached must be looked at again; nil = as before.
+	Generations *Generations
 	// Flush: everything cached must be looked at again. Empty = no.
 	Flush FlushReason
 	// Unproven: no poll counts any more until Latest comes again.
@@ -90,6 +95,10 @@ type Follower struct {
 	// needMark: a poll proves something only when it was sent after this many changes were heard.
 	needMark   uint64
 	publishers map[uint64]publisher // boot -> what was heard of it
+	// generations are those of the last poll that counted; nil = there was none.
+	generations *Generations
+	// newGenerations is the scope by which hints tell of others.
+	newGenerations ScopeHash
 }
 
 // publisher is what was heard of one publisher of hints.
@@ -100,7 +109,7 @@ type publisher struct {
 
 // NewFollower makes the state of a node that knows nothing yet. boot is the node's own.
 func NewFollower(boot uint64, dir *Directory) *Follower {
-	return &Follower{boot: boot, dir: dir, publishers: map[uint64]publisher{}}
+	return &Follower{boot: boot, dir: dir, publishers: map[uint64]publisher{}, newGenerations: AllGenerations().Hash()}
 }
 
 // Send says that a poll goes out: since is what it must be asked with, mark what [PollReturned] wants.
@@ -153,6 +162,9 @@ func (f *Follower) polled(e PollReturned) Effects {
 		f.dir.Flush(r.Horizon) // it sees all changes that may be gone
 		do.Flush = FlushRetention
 	}
+	if r.Generations != nil && r.Generations.Version() != f.generations.Version() {
+		f.generations, do.Generations = r.Generations, r.Generations
+	}
 	poll := f.dir.Polled(r.Snapshot, e.Sent, e.Mark, r.Changes)
 	for _, change := range r.Changes {
 		do.Raised = append(do.Raised, change.Scope)
@@ -197,6 +209,9 @@ func (f *Follower) hint(h Hint) Effects {
 		do.Poll, do.Refused = true, 1
 	default:
 		do.Raised = f.raise(h.XID, h.Scopes)
+		if slices.Contains(h.Scopes, f.newGenerations) {
+			do.Poll = true // a hint does not say which
+		}
 	}
 	return do
 }

@@ -24,6 +24,7 @@ const ownBoot = 1
 //	> send                                    a poll goes out
 //	> poll 1/100:100: horizon=1/9:9: 99=a     it comes back: snapshot, horizon, transaction=scope ...
 //	> poll 1/100:100: overrun                 it comes back with too much
+//	> poll 1/100:100: generations=v1          it comes back with the generations of a version
 //	> hint boot=2 seq=1 1/99 a b              timeline/transaction and scopes, from a node's process
 //	> peer boot=2 seq=5                       a node's heartbeat
 //	> missed                                  the bus was down
@@ -100,6 +101,8 @@ func (p *play) event(words []string) []string {
 			switch key {
 			case "overrun":
 				e.Result.Overrun = true
+			case "generations":
+				e.Result.Generations = coherence.NewGenerations(value, nil)
 			case "horizon":
 				e.Result.Horizon = p.snapshot(value)
 			default:
@@ -144,6 +147,9 @@ func (p *play) step(e coherence.Event) []string {
 			line += " " + p.names[scope]
 		}
 		answers = append(answers, line)
+	}
+	if do.Generations != nil {
+		answers = append(answers, "generations "+do.Generations.Version())
 	}
 	if do.Flush != "" {
 		answers = append(answers, "flush: "+string(do.Flush))
@@ -216,6 +222,9 @@ func (p *play) scopes(names []string) []coherence.ScopeHash {
 
 func (p *play) scope(name string) coherence.ScopeHash {
 	hash := coherence.Entity("n", name).Hash()
+	if name == "generations" {
+		hash = coherence.AllGenerations().Hash()
+	}
 	p.names[hash] = name
 	return hash
 }

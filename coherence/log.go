@@ -32,6 +32,9 @@ type PollResult struct {
 	Horizon Snapshot
 	// Changes that the starting snapshot does not see, in no particular order.
 	Changes []Change
+	// Generations are those that the snapshot sees. The same pointer as in the poll before, or the same
+	// [Generations.Version], says that none has changed. nil: the log has none.
+	Generations *Generations
 	// Overrun: there were more changes than the limit, and Changes is not all of them.
 	Overrun bool
 }
@@ -67,6 +70,7 @@ type PostgresLog struct {
 	until   atomic.Pointer[time.Time] // bounds what the sockets wait for
 	conn    *sqlx.Conn                // nil: not connected
 	poll    *sqlx.Stmt
+	known   *Generations // of the last poll; nil = there was none
 }
 
 // OpenLog prepares the connection without connecting. The error is about the DSN.
@@ -96,21 +100,26 @@ func OpenLog(c LogConfig) (*PostgresLog, error) {
 }
 
 // pollQuery reads, in one statement and so under one snapshot: the timeline, the snapshot, the
-// horizon, and the changes that the starting snapshot ($1 its xmax, $2 its xip) does not see. A row
-// that commits late has an id that was in progress or not yet given then, so nothing is lost, and a
-// transaction that stays open makes the list $2 longer, not the result. Rows at or above the present
-// xmax are another server's, come with a dump; freshet.trim deletes them.
+// horizon, the version of the generations and, if it is not $4, their numbers, and the changes that the
+// starting snapshot ($1 its xmax, $2 its xip) does not see. A row that commits late has an id that was in
+// progress or not yet given then, so nothing is lost, and a transaction that stays open makes the list $2
+// longer, not the result. Rows at or above the present xmax are another server's, come with a dump;
+// freshet.trim deletes them.
 const pollQuery = `
 select coalesce((select t.id from freshet.timeline t where t.home = t.tableoid), 0),
        pg_current_snapshot()::text, h.kept_from::text,
-       l.xid::text, l.kind, l.namespace, l.id, l.view
+       l.version, l.generations, l.xid::text, l.kind, l.namespace, l.id, l.view
   from freshet.horizon h
-  left join lateral (
-        (select xid, kind, namespace, id, view from freshet.log
+ cross join lateral (
+        (select g.version::text, case when g.version::text <> $4 then g.current::text end as generations,
+                null::xid8 as xid, null::"char" as kind, null::text as namespace, null::text as id, null::text as view
+           from freshet.generations g)
+        union all
+        (select null, null, xid, kind, namespace, id, view from freshet.log
           where xid >= $1::xid8 and xid < pg_snapshot_xmax(pg_current_snapshot()) order by xid limit $3)
         union all
-        (select xid, kind, namespace, id, view from freshet.log where xid = any ($2::xid8[]) limit $3)
-       ) l on true`
+        (select null, null, xid, kind, namespace, id, view from freshet.log where xid = any ($2::xid8[]) limit $3)
+       ) l`
 
 // Poll implements [Log].
 func (l *PostgresLog) Poll(ctx context.Context, since Snapshot, limit int) (PollResult, error) {
@@ -154,7 +163,7 @@ func (l *PostgresLog) tryPoll(ctx context.Context, since Snapshot, limit int) (r
 	for i, xid := range since.Xip {
 		open[i] = int64(xid)
 	}
-	rows, err := l.poll.QueryContext(ctx, int64(since.Xmax), open, limit+1)
+	rows, err := l.poll.QueryContext(ctx, int64(since.Xmax), open, limit+1, l.known.Version())
 	if err != nil {
 		return PollResult{}, err
 	}
@@ -163,10 +172,11 @@ func (l *PostgresLog) tryPoll(ctx context.Context, since Snapshot, limit int) (r
 	var (
 		timeline                  int64
 		snapshot, horizon, xid    sql.RawBytes
+		version, generations      sql.RawBytes
 		kind, namespace, id, view sql.RawBytes
 	)
 	for first := true; rows.Next(); first = false {
-		if err := rows.Scan(&timeline, &snapshot, &horizon, &xid, &kind, &namespace, &id, &view); err != nil {
+		if err := rows.Scan(&timeline, &snapshot, &horizon, &version, &generations, &xid, &kind, &namespace, &id, &view); err != nil {
 			return PollResult{}, err
 		}
 		if first {
@@ -177,7 +187,13 @@ func (l *PostgresLog) tryPoll(ctx context.Context, since Snapshot, limit int) (r
 				return PollResult{}, err
 			}
 		}
-		if xid == nil { // nothing changed: the one row of the left join
+		if version != nil { // the row of the generations
+			if generations != nil {
+				if l.known, err = parseGenerations(string(version), string(generations)); err != nil {
+					return PollResult{}, err
+				}
+			}
+			result.Generations = l.known
 			continue
 		}
 		if len(result.Changes) == limit {
@@ -196,8 +212,8 @@ func (l *PostgresLog) tryPoll(ctx context.Context, since Snapshot, limit int) (r
 	if err := rows.Err(); err != nil {
 		return PollResult{}, err
 	}
-	if result.Snapshot.Xmax == 0 {
-		return PollResult{}, errors.New("freshet.horizon is empty: put its row back, or drop the schema freshet and migrate again")
+	if result.Snapshot.Xmax == 0 || result.Generations == nil {
+		return PollResult{}, errors.New("freshet.horizon or freshet.generations is empty: put its row back, or drop the schema freshet and migrate again")
 	}
 	return result, nil
 }

@@ -74,6 +74,13 @@ func (p *postgresTx) Change(scopes ...coherence.Scope) {
 	}
 }
 
+func (p *postgresTx) SetGeneration(namespace string, generation uint32) {
+	p.t.Helper()
+	if _, err := p.tx.ExecContext(p.t.Context(), `select freshet.set_generation($1, $2, 'a test')`, namespace, int64(generation)); err != nil {
+		p.t.Fatal(err)
+	}
+}
+
 // Several processes that start at once all migrate.
 func TestMigrateConcurrently(t *testing.T) {
 	dsn, err := stacktest.Stack().Postgres.CreateDatabase(t.Context(), "t_migrate_concurrently")
@@ -333,7 +340,7 @@ func TestPollPlan(t *testing.T) {
 		}
 	}
 	var lines []string
-	err = conn.SelectContext(t.Context(), &lines, fmt.Sprintf(`explain (analyze, buffers) execute poll('%d', '{%d,%d}', 1000)`,
+	err = conn.SelectContext(t.Context(), &lines, fmt.Sprintf(`explain (analyze, buffers) execute poll('%d', '{%d,%d}', 1000, '')`,
 		since.Snapshot.Xmax, since.Snapshot.Xmax-2, since.Snapshot.Xmax-1))
 	if err != nil {
 		t.Fatal(err)

@@ -55,10 +55,11 @@ type RelayedLog struct {
 	config RelayConfig
 
 	// Of the caller alone.
-	silent   time.Time // the relay is not asked until then
-	direct   time.Time // last use of Direct; zero = its connection has been closed since
-	ids      uint64    // of requests
-	relaying bool      // the last poll came by a relay
+	silent   time.Time    // the relay is not asked until then
+	direct   time.Time    // last use of Direct; zero = its connection has been closed since
+	ids      uint64       // of requests
+	relaying bool         // the last poll came by a relay
+	known    *Generations // of the last poll; nil = there was none
 
 	mu      sync.Mutex
 	ring    ring
@@ -117,6 +118,7 @@ func (l *RelayedLog) Poll(ctx context.Context, since Snapshot, limit int) (PollR
 		l.relayed.Add(1)
 		l.rest()
 	}
+	l.known = p.Generations
 	l.mu.Lock()
 	l.ring.put(since, p, time.Now())
 	l.mu.Unlock()
@@ -147,7 +149,7 @@ var errWanted = errors.New("coherence: the poll is wanted now")
 
 func (l *RelayedLog) askOnce(ctx context.Context, since Snapshot, limit int, patience time.Duration, wanted <-chan struct{}) (PollResult, error) {
 	l.ids++
-	q := relayRequest{id: l.ids, patience: patience, since: since}
+	q := relayRequest{id: l.ids, patience: patience, since: since, version: l.known.Version()}
 	request, err := appendRelayRequest(nil, q)
 	if err != nil {
 		return PollResult{}, err
@@ -180,7 +182,7 @@ func (l *RelayedLog) askOnce(ctx context.Context, since Snapshot, limit int, pat
 		l.avoid()
 		return PollResult{}, fmt.Errorf("coherence: ask the relay: %w", err)
 	}
-	p, err := q.read(answer, limit)
+	p, err := q.read(answer, limit, l.known)
 	if err != nil && !errors.Is(err, errUnknown) {
 		l.avoid()
 	}
@@ -188,8 +190,9 @@ func (l *RelayedLog) askOnce(ctx context.Context, since Snapshot, limit int, pat
 	return p, err
 }
 
-// read takes the answer, if it is one to the request and makes sense.
-func (q relayRequest) read(answer []byte, limit int) (PollResult, error) {
+// read takes the answer, if it is one to the request and makes sense. known are the generations whose
+// version the request names.
+func (q relayRequest) read(answer []byte, limit int, known *Generations) (PollResult, error) {
 	a, err := decodeRelayAnswer(answer)
 	switch {
 	case err != nil:
@@ -200,6 +203,9 @@ func (q relayRequest) read(answer []byte, limit int) (PollResult, error) {
 		return PollResult{}, errUnknown
 	case !a.poll.Snapshot.Includes(q.since):
 		return PollResult{}, errUnknown
+	}
+	if a.same {
+		a.poll.Generations = known
 	}
 	for _, c := range a.poll.Changes {
 		if q.since.Sees(c.XID) || !a.poll.Snapshot.Sees(c.XID) {
@@ -279,6 +285,7 @@ func (r Relay) Answer(ctx context.Context, request []byte) []byte {
 	defer r.Log.wait(-1)
 	if _, err := r.Tracker.barrier(ctx, q.patience); err == nil {
 		a.poll, a.known = r.Log.since(q.since)
+		a.same = a.poll.Generations.Version() == q.version
 	}
 	if a.known {
 		r.Log.answered.Add(1)

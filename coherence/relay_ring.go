@@ -18,8 +18,10 @@ type ring struct {
 	base    Snapshot // changes that it does not see and last sees are in changes; no timeline = none
 	last    Snapshot // of the latest poll
 	horizon Snapshot // of the latest poll
-	changes []Change
-	marks   []mark // where the ring can be cut, oldest first
+	// generations of the latest poll; nil = the log has none.
+	generations *Generations
+	changes     []Change
+	marks       []mark // where the ring can be cut, oldest first
 }
 
 // mark is a poll: the changes before end are those that came by it.
@@ -33,11 +35,11 @@ type mark struct {
 func (r *ring) put(since Snapshot, p PollResult, now time.Time) {
 	if p.Overrun || !r.last.Equal(since) || !p.Snapshot.Includes(since) {
 		// Not the continuation of what is known: a first poll, another timeline, or a gap.
-		*r = ring{base: p.Snapshot, last: p.Snapshot, horizon: p.Horizon}
+		*r = ring{base: p.Snapshot, last: p.Snapshot, horizon: p.Horizon, generations: p.Generations}
 		return
 	}
 	r.changes = append(r.changes, p.Changes...)
-	r.last, r.horizon = p.Snapshot, p.Horizon
+	r.last, r.horizon, r.generations = p.Snapshot, p.Horizon, p.Generations
 	if n := len(r.marks); n == 0 || now.Sub(r.marks[n-1].at) >= ringApart {
 		r.marks = append(r.marks, mark{at: now})
 	}
@@ -65,7 +67,7 @@ func (r *ring) since(s Snapshot) (PollResult, bool) {
 	if !s.Includes(r.base) {
 		return PollResult{}, false
 	}
-	p := PollResult{Snapshot: r.last, Horizon: r.horizon}
+	p := PollResult{Snapshot: r.last, Horizon: r.horizon, Generations: r.generations}
 	if !p.Snapshot.Includes(s) {
 		return PollResult{}, false
 	}

@@ -434,6 +434,8 @@ func FuzzDecodeRelay(f *testing.F) {
 	f.Add(request)
 	f.Add(coherence.RelayAnswer(request, since))
 	f.Add(coherence.RelayAnswer(request, since, coherence.Change{XID: 703, Scope: 9}, coherence.Change{XID: 704, Scope: 1 << 63}))
+	f.Add(coherence.RelayAnswerWith(request, since, nil))
+	f.Add(coherence.RelayAnswerWith(request, since, coherence.NewGenerations("v1", map[string]uint32{"": 2, "product": 7})))
 	f.Add([]byte("Fp\x02"))
 	f.Add([]byte(""))
 	f.Fuzz(func(t *testing.T, b []byte) {

@@ -19,9 +19,11 @@ const (
 )
 
 // The wire forms: 'F', 'p' (request) or 'r' (answer), version, the fields in order, numbers as uvarints
-// but for IDs, scopes and the check, which are big-endian; at the end the CRC-32C of all before it.
+// but for IDs, scopes and the check, which are big-endian; texts with their length before them; at the end
+// the CRC-32C of all before it. The generations are a byte that says none, the same, or told, and if told
+// their version and text.
 const (
-	relayVersion = 1
+	relayVersion = 2
 	relayHead    = 3 + 8
 	relayCheck   = 4
 )
@@ -31,6 +33,7 @@ type relayRequest struct {
 	id       uint64        // comes back in the answer
 	patience time.Duration // how long the poll may be put off, to be shared; in whole microseconds
 	since    Snapshot      // of a timeline
+	version  string        // of the generations that the asker knows; empty = none
 }
 
 // relayAnswer is a poll that was sent after the request had come.
@@ -38,6 +41,8 @@ type relayAnswer struct {
 	id    uint64
 	known bool       // false: the relay cannot tell, and the rest is not there
 	poll  PollResult // never overrun
+	// same: the generations are those whose version the request named, and poll does not tell them.
+	same bool
 }
 
 var errRelay = errors.New("coherence: malformed message about a relayed poll")
@@ -51,6 +56,7 @@ func appendRelayRequest(b []byte, q relayRequest) ([]byte, error) {
 	b = binary.BigEndian.AppendUint64(b, q.id)
 	b = binary.AppendUvarint(b, uint64(q.patience.Microseconds()))
 	b, err := q.since.AppendBinary(b)
+	b = appendText(b, q.version)
 	return appendCheck(b, begin), err
 }
 
@@ -64,10 +70,14 @@ func decodeRelayRequest(b []byte) (relayRequest, error) {
 		return relayRequest{}, errRelay
 	}
 	since, b, err := DecodeSnapshot(b[n:])
-	if err != nil || len(b) > 0 || since.Timeline == 0 || len(since.Xip) > maxRelayOpen {
+	if err != nil || since.Timeline == 0 || len(since.Xip) > maxRelayOpen {
 		return relayRequest{}, errRelay
 	}
-	return relayRequest{id: id, patience: time.Duration(patience) * time.Microsecond, since: since}, nil
+	version, b, ok := cutText(b, maxGenerationsVersion)
+	if !ok || len(b) > 0 {
+		return relayRequest{}, errRelay
+	}
+	return relayRequest{id: id, patience: time.Duration(patience) * time.Microsecond, since: since, version: version}, nil
 }
 
 // encodeRelayAnswer is the wire form of the answer, or that the relay cannot tell when the answer is too large.
@@ -81,6 +91,14 @@ func encodeRelayAnswer(a relayAnswer) []byte {
 	b = append(b, 1)
 	for _, s := range []Snapshot{p.Snapshot, p.Horizon} {
 		b, _ = s.AppendBinary(b) // does not fail
+	}
+	switch g := p.Generations; {
+	case a.same:
+		b = append(b, generationsSame)
+	case g == nil:
+		b = append(b, generationsNone)
+	default:
+		b = appendText(appendText(append(b, generationsTold), g.version), g.text)
 	}
 	b = binary.AppendUvarint(b, uint64(len(p.Changes)))
 	for _, c := range p.Changes {
@@ -108,6 +126,9 @@ func decodeRelayAnswer(b []byte) (relayAnswer, error) {
 			return relayAnswer{}, errRelay
 		}
 	}
+	if b, err = a.decodeGenerations(b); err != nil {
+		return relayAnswer{}, err
+	}
 	count, n := binary.Uvarint(b)
 	// Each change takes nine bytes at least: check before allocating.
 	if n <= 0 || count > maxRelayChanges || count > uint64(len(b)/9) {
@@ -129,6 +150,48 @@ func decodeRelayAnswer(b []byte) (relayAnswer, error) {
 		return relayAnswer{}, errRelay
 	}
 	return a, nil
+}
+
+// decodeGenerations reads the generations and returns what is behind them.
+func (a *relayAnswer) decodeGenerations(b []byte) ([]byte, error) {
+	if len(b) == 0 || b[0] > generationsTold {
+		return nil, errRelay
+	}
+	told := b[0]
+	b = b[1:]
+	if a.same = told == generationsSame; told != generationsTold {
+		return b, nil
+	}
+	version, b, ok1 := cutText(b, maxGenerationsVersion)
+	text, b, ok2 := cutText(b, maxGenerationsText)
+	if !ok1 || !ok2 {
+		return nil, errRelay
+	}
+	var err error
+	if a.poll.Generations, err = parseGenerations(version, text); err != nil {
+		return nil, errRelay
+	}
+	return b, nil
+}
+
+// What an answer says of the generations.
+const (
+	generationsNone = iota
+	generationsSame
+	generationsTold
+)
+
+func appendText(b []byte, text string) []byte {
+	return append(binary.AppendUvarint(b, uint64(len(text))), text...)
+}
+
+// cutText reads a text of at most so many bytes and returns what is behind it.
+func cutText(b []byte, most int) (text string, rest []byte, ok bool) {
+	size, n := binary.Uvarint(b)
+	if n <= 0 || size > uint64(most) || size > uint64(len(b)-n) {
+		return "", nil, false
+	}
+	return string(b[n : n+int(size)]), b[n+int(size):], true
 }
 
 // openRelay checks the ends of a message and returns its ID and what is between.

@@ -16,6 +16,9 @@ const (
 	KindTag        Kind = 't' // every entry that carries the tag, in any namespace
 	KindNamespace  Kind = 'n' // every entry of a namespace
 	KindEverything Kind = 'a' // every entry of the application
+	// KindGenerations: the generations of namespaces. No entry is of this scope: which generation one may
+	// have, a poll says ([PollResult]); such a change says that there is something new to poll.
+	KindGenerations Kind = 'g'
 )
 
 // Scope is what a change is about. Fields that its kind does not use are empty.
@@ -43,11 +46,16 @@ func Namespace(namespace string) Scope { return Scope{Kind: KindNamespace, Names
 // Everything is the scope of all entries.
 func Everything() Scope { return Scope{Kind: KindEverything} }
 
+// AllGenerations is the scope of the generations of all namespaces.
+func AllGenerations() Scope { return Scope{Kind: KindGenerations} }
+
 // String is how logs and tools show the scope.
 func (s Scope) String() string {
 	switch s.Kind {
 	case KindEverything:
 		return "everything"
+	case KindGenerations:
+		return "generations"
 	case KindNamespace:
 		return "namespace " + s.Namespace
 	case KindTag:

@@ -48,6 +48,8 @@ type Tracker struct {
 	start  time.Time
 	stamps Stamps
 	latest atomic.Pointer[Poll] // nil = nothing is proven
+	// generations are those of the latest poll or of one that comes to be it; nil = none has come back yet.
+	generations atomic.Pointer[Generations]
 
 	wake   chan struct{} // asks for a poll at once; sent by barriers, never closed
 	hurry  chan struct{} // asks for a poll soon; sent for events, never closed
@@ -64,9 +66,10 @@ type Tracker struct {
 	dir      *Directory
 	next     *cohort // who waits for the next poll to be sent
 
-	polls, pollErrors, changes, missed, refused, flushes atomic.Uint64
-	failing                                              atomic.Bool
-	pollTime                                             atomic.Int64 // ns, of the last successful poll
+	polls, pollErrors, changes, missed, refused, flushes, regenerations atomic.Uint64
+
+	failing  atomic.Bool
+	pollTime atomic.Int64 // ns, of the last successful poll
 }
 
 // cohort is the callers that wait for one poll.
@@ -132,6 +135,11 @@ func (t *Tracker) Latest() *Poll { return t.latest.Load() }
 
 // Failing reports whether the last poll failed.
 func (t *Tracker) Failing() bool { return t.failing.Load() }
+
+// Generations are the current ones, as of the latest poll or a later one. A reader that looks at stamps,
+// too, must do that before: they are raised behind new generations, and before the poll that brought
+// these becomes the latest.
+func (t *Tracker) Generations() *Generations { return t.generations.Load() }
 
 // Stamps are raised before the poll that brought the change becomes the latest.
 func (t *Tracker) Stamps() *Stamps { return &t.stamps }
@@ -242,8 +250,14 @@ func (t *Tracker) apply(do Effects) {
 	for _, scope := range do.Raised {
 		t.stamps.raise(scope)
 	}
-	if do.Flush != "" {
+	if do.Generations != nil {
+		t.generations.Store(do.Generations)
+		t.regenerations.Add(1)
+	}
+	if do.Flush != "" || do.Generations != nil {
 		t.stamps.flush()
+	}
+	if do.Flush != "" {
 		t.flushes.Add(1)
 		t.log.Warn("coherence: everything cached is looked at as changed", "reason", string(do.Flush))
 	}
@@ -433,7 +447,8 @@ type TrackerStats struct {
 	HintsMissed       uint64        // published by others and not heard
 	HintsRefused      uint64        // of another timeline, or absurd
 	Flushes           uint64
-	Unsettled         int // scopes with changes that no poll has seen yet
+	Regenerations     uint64 // polls that brought other generations, the first included
+	Unsettled         int    // scopes with changes that no poll has seen yet
 }
 
 // Stats are the counts by now.
@@ -444,6 +459,6 @@ func (t *Tracker) Stats() TrackerStats {
 	return TrackerStats{
 		Polls: t.polls.Load(), PollErrors: t.pollErrors.Load(), PollTime: time.Duration(t.pollTime.Load()),
 		Changes: t.changes.Load(), HintsMissed: t.missed.Load(), HintsRefused: t.refused.Load(),
-		Flushes: t.flushes.Load(), Unsettled: unsettled,
+		Flushes: t.flushes.Load(), Regenerations: t.regenerations.Load(), Unsettled: unsettled,
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/freshet-cache/freshet/cluster"
 	"github.com/freshet-cache/freshet/coherence"
 	"github.com/freshet-cache/freshet/coherence/logtest"
 	"github.com/freshet-cache/freshet/internal/devstack/stacktest"
@@ -367,6 +368,43 @@ func TestTrackerFlush(t *testing.T) {
 		barrier(t, tracker)
 		if tracker.Stamps().Sum(&set) == before {
 			t.Error("the sum of the stamps is as before")
+		}
+	})
+}
+
+// Other generations are known, and show to those who hit L1 without a lock, by the poll that brings them;
+// a hint brings that poll.
+func TestTrackerGenerations(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		log := logtest.NewMemory()
+		tracker := startTracker(t, coherence.TrackerConfig{Log: log, Interval: time.Minute})
+		if g := tracker.Generations().Of("n"); g != cluster.FirstGeneration() {
+			t.Errorf("generation %v before the first poll", g)
+		}
+		poll := barrier(t, tracker)
+		set := coherence.StampsOf([]coherence.ScopeHash{coherence.Entity("n", "1").Hash()})
+		before := tracker.Stamps().Sum(&set)
+		xid := log.SetGeneration("n", 2)
+		if g := tracker.Generations().Of("n"); g != cluster.FirstGeneration() || tracker.Stamps().Sum(&set) != before {
+			t.Errorf("generation %v before a poll", g)
+		}
+		tracker.Observe(coherence.HintHeard{Hint: coherence.Hint{
+			Boot: 2, Seq: 1, Timeline: poll.Timeline, XID: xid, Scopes: []coherence.ScopeHash{coherence.AllGenerations().Hash()},
+		}})
+		pass(10 * time.Second) // a part of the interval
+		if g := tracker.Generations().Of("n"); g != (cluster.Generation{Global: 1, Namespace: 2}) {
+			t.Errorf("generation %v after a hint", g)
+		}
+		if tracker.Stamps().Sum(&set) == before {
+			t.Error("the sum of the stamps is as before")
+		}
+		before = tracker.Stamps().Sum(&set)
+		barrier(t, tracker)
+		if tracker.Stamps().Sum(&set) != before {
+			t.Error("a poll that brings nothing new flushes")
+		}
+		if s := tracker.Stats(); s.Regenerations != 2 {
+			t.Errorf("%d polls brought other generations, want the first and another", s.Regenerations)
 		}
 	})
 }

@@ -158,8 +158,8 @@ func NewCache[V any](n *Node, c CacheConfig[V]) (*Cache[V], error) {
 	}
 	inner, err := newTiers(n, name, tiers.Config[V]{
 		Source: source, Tags: c.Tags, TTL: c.TTL, NegativeTTL: c.NegativeTTL, MaxEntries: c.MaxEntries, MaxBytes: c.MaxBytes,
-		Key: func(id string) (string, error) {
-			key, err := n.keys.Entity(generation, name.namespace, id, name.view)
+		Key: func(g cluster.Generation, id string) (string, error) {
+			key, err := n.keys.Entity(g, name.namespace, id, name.view)
 			if err != nil {
 				return "", fmt.Errorf("%w: %w", ErrBadID, err)
 			}
@@ -174,9 +174,6 @@ func NewCache[V any](n *Node, c CacheConfig[V]) (*Cache[V], error) {
 	}
 	return &Cache[V]{node: n, name: name, tiers: inner}, nil
 }
-
-// generation is that of every namespace until generations can be changed.
-const generation = 1
 
 // newTiers makes the read path and enters it in the node.
 func newTiers[V any](n *Node, name cacheName, c tiers.Config[V]) (*tiers.Cache[V], error) {

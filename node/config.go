@@ -93,6 +93,9 @@ type RedisConfig struct {
 	LeaseWait time.Duration
 	// MaxValue is the largest entry stored, in bytes; 0 = 8 MiB. Larger ones stay in L1, if they fit.
 	MaxValue int
+	// CleanRate bounds the keys that the primaries go through in a second, all together, when entries of old
+	// generations are removed; 0 = 10,000.
+	CleanRate int
 }
 
 // NATSConfig is the bus.
@@ -160,6 +163,7 @@ func (c Config) Validate() error {
 	}{
 		{"Postgres.MaxConns", c.Postgres.MaxConns, 1000},
 		{"Postgres.Queue", c.Postgres.Queue, 1_000_000},
+		{"Redis.CleanRate", c.Redis.CleanRate, tiers.MaxSweepRate},
 	} {
 		if n.value < 0 || n.value > n.max {
 			wrong(n.field, "%d; want 1 to %d, or 0 for the default", n.value, n.max)
@@ -204,6 +208,8 @@ func (c Config) logger() *slog.Logger  { return cmp.Or(c.Logger, slog.Default())
 func (c Config) pollInterval() time.Duration {
 	return cmp.Or(c.Postgres.PollInterval, 250*time.Millisecond)
 }
+
+func (c Config) retention() time.Duration { return cmp.Or(c.Postgres.Retention, time.Hour) }
 
 func (c Config) relayFrom() int { return cmp.Or(c.Postgres.RelayFrom, 32) }
 

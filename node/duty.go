@@ -25,7 +25,11 @@ const minDutyPause = 100 * time.Millisecond
 
 // duties are those of this node, in no order. They may use all of its parts.
 func (n *Node) duties() []duty {
-	return nil
+	var duties []duty
+	if n.sweeper != nil {
+		duties = append(duties, duty{name: "remove old generations", every: generationsEvery, run: n.cleanGenerations})
+	}
+	return duties
 }
 
 // startDuties sets them to work until ctx ends; n.dutyWork waits for them.

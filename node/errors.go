@@ -18,6 +18,8 @@ var (
 	ErrClosed = tiers.ErrClosed
 	// ErrTooLarge: a value is above a limit.
 	ErrTooLarge = tiers.ErrTooLarge
+	// ErrConflict: somebody else has changed what was expected to be otherwise; nothing has changed.
+	ErrConflict = errors.New("conflict")
 	// ErrBadID: no entry can have that id.
 	ErrBadID = tiers.ErrBadID
 )

@@ -5,6 +5,8 @@ import (
 	"slices"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/freshet-cache/freshet/cluster"
 )
 
 // Collector exports the node's metrics. Each call returns an equal one: registering two is an error.
@@ -29,7 +31,8 @@ type sample struct{ collector }
 
 // Collect implements [prometheus.Collector].
 func (sample) Collect(out chan<- prometheus.Metric) {
-	collect(Stats{Namespaces: []NamespaceStats{{WarmUps: make([]WarmUpStats, 1)}}, Shards: make([]ShardStats, 1)}, out)
+	one := NamespaceStats{Generation: cluster.FirstGeneration().String(), WarmUps: make([]WarmUpStats, 1)}
+	collect(Stats{Namespaces: []NamespaceStats{one}, Shards: make([]ShardStats, 1)}, out)
 }
 
 // Collect implements [prometheus.Collector].
@@ -55,6 +58,7 @@ func collect(s Stats, out chan<- prometheus.Metric) {
 	fills := describe("fill_errors_total", "Loaded entries that did not get into L2.", "namespace", "view")
 	entries := describe("l1_entries", "Entries in L1.", "namespace", "view")
 	bytes := describe("l1_bytes", "Bytes accounted to entries in L1.", "namespace", "view")
+	generation := describe("generation", "Present generation: that of the application and that of the namespace.", "namespace", "view", "of")
 	evictions := describe("l1_evictions_total", "Entries evicted from L1 for space.", "namespace", "view")
 	warmRuns := describe("warm_ups_total", "Runs of the warm-up by where the ids came from.", "namespace", "view", "source")
 	warmFailures := describe("warm_up_failures_total", "Runs of the warm-up in which the source of ids failed.", "namespace", "view", "source")
@@ -88,6 +92,10 @@ func collect(s Stats, out chan<- prometheus.Metric) {
 			counter(warmIDs, w.Failed, v.Namespace, v.View, w.Source, "failed")
 			out <- prometheus.MustNewConstMetric(warmSeconds, prometheus.CounterValue, w.Seconds, v.Namespace, v.View, w.Source)
 		}
+		if g, err := cluster.ParseGeneration(v.Generation); err == nil {
+			gauge(generation, float64(g.Global), v.Namespace, v.View, "application")
+			gauge(generation, float64(g.Namespace), v.Namespace, v.View, "namespace")
+		}
 	}
 
 	gauge(describe("poll_age_seconds", "Age of what the node knows of Postgres; bounds the staleness of FRESH answers."), s.PollAge)
@@ -107,6 +115,8 @@ func collect(s Stats, out chan<- prometheus.Metric) {
 	counter(describe("changes_total", "Scopes that changed, as they became known."), s.Changes)
 	counter(describe("flushes_total", "Times that everything cached was looked at as changed."), s.Flushes)
 	counter(describe("writes_total", "Writes through this node."), s.Writes)
+	counter(describe("generation_changes_total", "Polls that brought other generations, the first included."), s.GenerationChanges)
+	counter(describe("cleaned_keys_total", "Keys that clean-ups removed from Redis."), s.Cleaned)
 	hints := describe("hints_total", "Hints by what became of them.", "result")
 	counter(hints, s.HintsSent, "published")
 	counter(hints, s.HintsUnsent, "unsent")

@@ -20,6 +20,7 @@ type parts struct {
 	db      *sqlx.DB      // for writes and the application; nil = there are none
 	changes coherence.Log // required
 	l2      store         // nil = none
+	sweeper sweeper       // of l2; nil = it cannot be cleaned
 	// connect makes the connection to the bus; nil = none. missed is to be called when messages may
 	// have been lost that nobody counts: after each reconnection, and when a queue overflows.
 	connect func(missed func()) (link, error)
@@ -58,7 +59,7 @@ func servers(n *Node) (p parts, err error) {
 		if err != nil {
 			return p, err
 		}
-		p.l2 = l2
+		p.l2, p.sweeper = l2, l2
 	}
 	if len(c.NATS.URLs) > 0 {
 		p.connect = n.connectNATS

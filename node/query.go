@@ -61,12 +61,12 @@ func NewQueryCache[V any](n *Node, c QueryConfig[V]) (*QueryCache[V], error) {
 			}
 			return c.Query(p)
 		}),
-		Key: func(id string) (string, error) {
+		Key: func(g cluster.Generation, id string) (string, error) {
 			p, err := paramsOf(id)
 			if err != nil {
 				return "", fmt.Errorf("%w: %w", ErrBadID, err)
 			}
-			key, err := n.keys.Query(generation, name.namespace, p, name.view)
+			key, err := n.keys.Query(g, name.namespace, p, name.view)
 			if err != nil {
 				return "", fmt.Errorf("%w: %w", ErrBadID, err)
 			}

@@ -9,6 +9,7 @@ import (
 // nodeCounts is what a node counts besides its caches and its tracker.
 type nodeCounts struct {
 	writes, hintsHeard, hintsUnsent atomic.Uint64
+	cleaned                         atomic.Uint64 // keys removed by clean-ups
 }
 
 // Stats describes a node by now; counts are since it was opened. It is made for JSON.
@@ -30,6 +31,10 @@ type Stats struct {
 	Changes uint64 `json:"changes"` // scopes that changed, as they became known
 	Flushes uint64 `json:"flushes"`
 	Writes  uint64 `json:"writes"` // through this node
+	// GenerationChanges are the polls that brought other generations than before, the first poll included;
+	// Cleaned are the keys that this node's clean-ups have removed from Redis, by hand and of old generations.
+	GenerationChanges uint64 `json:"generation_changes"`
+	Cleaned           uint64 `json:"cleaned_keys"`
 
 	// What reads of several values as of one moment cost: polls that they waited for, runs that were repeated,
 	// and those that took a transaction in the end.
@@ -80,6 +85,8 @@ type MemberStats struct {
 type NamespaceStats struct {
 	Namespace string `json:"namespace"`
 	View      string `json:"view"`
+	// Generation is the present one, "3.1": the application's and the namespace's.
+	Generation string `json:"generation"`
 	// Reads = Fresh + Stale + Errors; the answers by tier sum up to Reads - Errors.
 	Reads      uint64 `json:"reads"`
 	Fresh      uint64 `json:"fresh"`
@@ -113,6 +120,7 @@ func (n *Node) Stats() Stats {
 	s := Stats{
 		ID: n.id, Boot: n.boot, PollAge: n.pollAge().Seconds(), PollSeconds: t.PollTime.Seconds(),
 		Polls: t.Polls, PollErrors: t.PollErrors, Changes: t.Changes, Flushes: t.Flushes, Writes: n.counts.writes.Load(),
+		GenerationChanges: t.Regenerations, Cleaned: n.counts.cleaned.Load(),
 		HintsReceived: n.counts.hintsHeard.Load(), HintGaps: t.HintsMissed, HintsRefused: t.HintsRefused,
 		Source: SourceStats{Running: b.Running, Waiting: b.Waiting, Peak: b.Peak, Places: b.Places, Refused: b.Refused},
 		Shards: []ShardStats{}, Members: []MemberStats{}, Namespaces: []NamespaceStats{},
@@ -139,7 +147,9 @@ func (n *Node) Stats() Stats {
 		}
 	}
 	for _, c := range n.cacheStats() {
-		s.Namespaces = append(s.Namespaces, c.json())
+		stats := c.json()
+		stats.Generation = n.Generation(c.name.namespace).String()
+		s.Namespaces = append(s.Namespaces, stats)
 	}
 	return s
 }

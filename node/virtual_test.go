@@ -487,6 +487,16 @@ func scenarios() map[string]scenario {
 				w.l2.Restore(dump, time.Hour)
 			}
 		}},
+		"Generations": {lasts: long, faults: func(w *world) { // forward and back
+			for i := range uint32(30) {
+				rest(w.upTo(400 * time.Millisecond))
+				w.log.SetGeneration([]string{"row", "row", ""}[i%3], 1+i*i%4)
+			}
+		}, check: func(w *world, r *history.Report) {
+			if tier(w, r, TierL2); r.Fresh != r.Reads {
+				w.t.Errorf("%d of %d answers FRESH", r.Fresh, r.Reads)
+			}
+		}},
 		"OffPostgres": {lasts: 15 * time.Second, faults: func(w *world) {
 			rest(2 * time.Second)
 			first(w).log.Cut(true)

@@ -195,18 +195,23 @@ func (n *Node) changed(ctx context.Context, w written) {
 	for i, scope := range w.scopes {
 		event.Scopes[i] = scope.Hash()
 	}
-	if w.many {
-		// Too many to list: nothing is proven here until a poll that is sent from now on.
+	unlisted := w.many || w.regenerates()
+	if unlisted {
+		// Too many to list, or what only a poll can tell: nothing is proven here until a poll that is sent
+		// from now on.
 		n.tracker.Observe(coherence.Wrote{})
 	}
 	n.tracker.Observe(event)
-	n.own.Wrote(n.tracker.Now(), event.Scopes, w.many)
+	n.own.Wrote(n.tracker.Now(), event.Scopes, unlisted)
 	if n.bus != nil {
 		if err := n.bus.Publish(event.Timeline, event.XID, event.Scopes); err != nil {
 			n.counts.hintsUnsent.Add(1) // the others find it by polling
 		}
 	}
 	n.unlink(ctx, w.scopes)
+	if w.regenerates() {
+		n.follow(ctx)
+	}
 }
 
 // maxUnlink bounds the keys removed from L2 after one write.

@@ -19,9 +19,10 @@ import (
 
 // flight is one fetch of one id, shared by all reads that want it meanwhile.
 type flight[V any] struct {
-	id   string
-	key  string
-	done chan struct{} // closed by land; item or err is set before
+	id         string
+	generation cluster.Generation // when it began: what it brings is of this one
+	key        string             // in that generation
+	done       chan struct{}      // closed by land; item or err is set before
 	// lease is the token under which this flight holds the key's lease in L2; empty = it does not.
 	// Only the goroutine of the flight touches it.
 	lease string
@@ -107,7 +108,8 @@ func (c *Cache[V]) board(id string, r *reading) (f *flight[V], leading bool) {
 		close(f.done)
 		return f, false
 	}
-	key, err := c.config.Key(id)
+	f.generation = c.generation()
+	key, err := c.config.Key(f.generation, id)
 	if err != nil {
 		return landed(nil, err)
 	}
@@ -198,12 +200,11 @@ func (c *Cache[V]) run(ctx context.Context, batch []*flight[V]) {
 	if len(alone) > 0 {
 		alone = c.fromOwners(ctx, alone)
 	}
-	switch {
-	case len(shared) > 0:
+	if len(shared) > 0 {
 		c.underLease(ctx, shared, alone)
-	case len(alone) > 0: // else the owners had everything, and the source is not to be asked for nothing
-		c.load(ctx, alone)
+		return
 	}
+	c.load(ctx, alone)
 }
 
 // fromL2 lands what L2 has and returns the rest.
@@ -222,7 +223,7 @@ func (c *Cache[V]) fromL2(ctx context.Context, batch []*flight[V]) []*flight[V] 
 
 // landEntry lands the flight with an entry from L2 or a peer if the entry is usable and valid.
 func (c *Cache[V]) landEntry(f *flight[V], b []byte, from Tier) bool {
-	it, err := c.decode(f.id, f.key, b, from)
+	it, err := c.decode(f, b, from)
 	if err != nil {
 		c.counts.unusable.Add(1)
 		return false
@@ -351,7 +352,7 @@ func (c *Cache[V]) load(ctx context.Context, batch []*flight[V]) {
 	c.counts.loadNanos.Add(uint64(cost))
 	var fillings []Filling
 	for _, f := range batch {
-		it := c.loadedItem(f.id, loaded, began, cost)
+		it := c.loadedItem(f, loaded, began, cost)
 		keep := it.snapshot.Timeline != 0 && c.revalidate(it)
 		e, err := c.encode(f.key, it)
 		if err != nil {

@@ -93,7 +93,7 @@ func TestI1LoadFromAStandby(t *testing.T) {
 // header is that of a valid entry of the id, loaded now.
 func (d *desk) header(id string) Header {
 	return Header{
-		Codec: JSON, Key: KeySum("k:" + id), Fingerprint: d.cache.fingerprint, Generation: generation,
+		Codec: JSON, Key: KeySum("k:" + id), Fingerprint: d.cache.fingerprint, Generation: cluster.FirstGeneration().Packed(),
 		Snapshot: d.log.Snapshot(), LoadedAt: time.Now(), Soft: time.Hour, Hard: time.Hour,
 	}
 }
@@ -105,7 +105,7 @@ func (d *desk) arrives(id string, h Header) bool {
 	if err != nil {
 		d.t.Fatal(err)
 	}
-	f := &flight[int]{id: id, key: "k:" + id, done: make(chan struct{})}
+	f := &flight[int]{id: id, generation: cluster.FirstGeneration(), key: "k:" + id, done: make(chan struct{})}
 	return d.cache.landEntry(f, b, TierL2)
 }
 
@@ -300,7 +300,7 @@ func TestLeaseIsOfOneLoad(t *testing.T) {
 		began, goOn, done := make(chan struct{}), make(chan struct{}), make(chan struct{})
 		c = d.newCache(t, func(s *Shared, c *Config[int]) {
 			s.L2, s.LeaseTTL, s.LeaseWait = l2, lease, time.Minute
-			c.Key = func(string) (string, error) { return key, nil }
+			c.Key = func(cluster.Generation, string) (string, error) { return key, nil }
 			c.Source = sourceFunc(func([]string) Batch[int] {
 				close(began)
 				<-goOn

@@ -11,12 +11,13 @@ import (
 	"github.com/freshet-cache/freshet/coherence"
 )
 
-// loadedItem makes the item of an id from a batch that was asked for at the given instant.
-func (c *Cache[V]) loadedItem(id string, loaded Batch[V], began loadStart, cost time.Duration) *item[V] {
-	value, found := loaded.Values[id]
+// loadedItem makes the item of a flight from a batch that was asked for at the given instant.
+func (c *Cache[V]) loadedItem(f *flight[V], loaded Batch[V], began loadStart, cost time.Duration) *item[V] {
+	value, found := loaded.Values[f.id]
 	it := &item[V]{
 		value: value, absent: !found, tier: TierSource, snapshot: loaded.Snapshot, after: loaded.After,
 		loadedAt: time.Now(), ttl: c.vary(c.config.TTL), cost: cost, loaded: began.at, order: began.order,
+		generation: f.generation,
 	}
 	if loaded.Snapshot.Timeline == 0 {
 		// A standby's, or without any proof that Postgres was there: it may be of any age.
@@ -26,10 +27,10 @@ func (c *Cache[V]) loadedItem(id string, loaded Batch[V], began loadStart, cost 
 		it.ttl = c.vary(c.config.NegativeTTL)
 	}
 	if c.tagged(it) {
-		it.tags = hashTags(c.config.Tags(id, value))
+		it.tags = hashTags(c.config.Tags(f.id, value))
 	}
 	it.expires = c.Tracker.Now().Add(it.ttl)
-	c.place(id, it)
+	c.place(f.id, it)
 	return it
 }
 
@@ -65,9 +66,6 @@ func (c *Cache[V]) place(id string, it *item[V]) {
 	it.checked.Store(int64(noInstant))
 }
 
-// generation is that of every namespace until generations can be changed.
-const generation = 1
-
 // encoded is an item in the format of L2.
 type encoded struct {
 	bytes   []byte
@@ -78,7 +76,7 @@ type encoded struct {
 // encode is the item as the entry of its key.
 func (c *Cache[V]) encode(key string, it *item[V]) (encoded, error) {
 	h := Header{
-		Absent: it.absent, Codec: JSON, Key: KeySum(key), Fingerprint: c.fingerprint, Generation: generation,
+		Absent: it.absent, Codec: JSON, Key: KeySum(key), Fingerprint: c.fingerprint, Generation: it.generation.Packed(),
 		Snapshot: it.snapshot, LoadedAt: it.loadedAt, Soft: it.ttl, Hard: it.ttl, Cost: it.cost, Tags: it.tags,
 	}
 	var payload []byte
@@ -96,9 +94,9 @@ func (c *Cache[V]) encode(key string, it *item[V]) (encoded, error) {
 // sizeOf is what an item takes in L1.
 func sizeOf(id string, payload int) int64 { return int64(len(id)) + int64(payload) + itemOverhead }
 
-// decode is the item of an entry that came from L2 or a peer. Anything that is not of this key or does
-// not fit this build's type is an error.
-func (c *Cache[V]) decode(id, key string, b []byte, from Tier) (it *item[V], err error) {
+// decode is the item of a flight's entry that came from L2 or a peer. Anything that is not of the flight's
+// key and generation or does not fit this build's type is an error.
+func (c *Cache[V]) decode(f *flight[V], b []byte, from Tier) (it *item[V], err error) {
 	defer func() {
 		if p := recover(); p != nil { // V may decode itself
 			err = fmt.Errorf("%w: decoding panicked: %v", ErrForeign, p)
@@ -108,13 +106,13 @@ func (c *Cache[V]) decode(id, key string, b []byte, from Tier) (it *item[V], err
 	if err != nil {
 		return nil, err
 	}
-	if h.Key != KeySum(key) || h.Fingerprint != c.fingerprint || h.Generation != generation {
+	if h.Key != KeySum(f.key) || h.Fingerprint != c.fingerprint || h.Generation != f.generation.Packed() {
 		return nil, fmt.Errorf("%w: of another key, type or generation", ErrForeign)
 	}
 	it = &item[V]{
 		absent: h.Absent, tier: from, snapshot: h.Snapshot, version: h.Sum, tags: h.Tags,
-		size:     sizeOf(id, len(payload)),
-		loadedAt: h.LoadedAt, ttl: h.Hard, cost: h.Cost, loaded: noInstant,
+		size:     sizeOf(f.id, len(payload)),
+		loadedAt: h.LoadedAt, ttl: h.Hard, cost: h.Cost, loaded: noInstant, generation: f.generation,
 	}
 	if !h.Absent {
 		if it.value, err = DecodeValue[V](h.Codec, payload); err != nil {
@@ -123,11 +121,11 @@ func (c *Cache[V]) decode(id, key string, b []byte, from Tier) (it *item[V], err
 	}
 	if c.tagged(it) {
 		// What wrote the entry may have had other tags in mind: those of this build count, too.
-		it.tags = mergeTags(h.Tags, hashTags(c.config.Tags(id, it.value)))
+		it.tags = mergeTags(h.Tags, hashTags(c.config.Tags(f.id, it.value)))
 	}
 	// Wall clocks serve expiry only: a loader's clock that is ahead must not give more than its TTL.
 	left := min(time.Until(h.LoadedAt.Add(h.Hard)), h.Hard)
 	it.expires = c.Tracker.Now().Add(left)
-	c.place(id, it)
+	c.place(f.id, it)
 	return it, nil
 }

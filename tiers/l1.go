@@ -8,6 +8,7 @@ import (
 
 	"github.com/hashicorp/golang-lru/v2/simplelru"
 
+	"github.com/freshet-cache/freshet/cluster"
 	"github.com/freshet-cache/freshet/coherence"
 )
 
@@ -33,6 +34,9 @@ type item[V any] struct {
 	// checked is the send time of the poll against which the item was last found valid.
 	checked atomic.Int64
 	heat    heat
+
+	// generation under which it was loaded: the item is used as long as that is the namespace's.
+	generation cluster.Generation
 
 	snapshot coherence.Snapshot
 	after    *coherence.Poll // of [Batch]
@@ -138,14 +142,16 @@ func (s *l1Shard[V]) promote(id string) {
 }
 
 // put stores the item unless it is too large for its shard or the one that is there is of a newer
-// snapshot. An older one goes in either case: it must not be hit after the newer has been served. It
-// reports whether the item is there now.
+// snapshot and of the same generation. An older one goes in either case: it must not be hit after the newer
+// has been served. One of another generation goes, too, however new: it was given up, and whatever was
+// found valid before generations changed is looked at again before it is hit. It reports whether the item
+// is there now.
 func (l *L1[V]) put(id string, it *item[V]) bool {
 	s := l.shard(id)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if old, ok := s.lru.Peek(id); ok {
-		if old.snapshot.Includes(it.snapshot) && !it.snapshot.Includes(old.snapshot) {
+		if old.generation == it.generation && old.snapshot.Includes(it.snapshot) && !it.snapshot.Includes(old.snapshot) {
 			return false
 		}
 		it.heat.inherit(&old.heat)

@@ -94,7 +94,10 @@ func (c *Cache[V]) label(it *item[V], tier Tier, r *reading) (Result[V], bool) {
 
 // revalidate reports whether the item is valid as far as the node knows, and notes that it is.
 func (c *Cache[V]) revalidate(it *item[V]) bool {
-	sum := c.stamps.Sum(&it.stamps) // before the check: what comes in between shows next time
+	sum := c.stamps.Sum(&it.stamps) // before the checks: what comes in between shows next time
+	if it.generation != c.generation() {
+		return false
+	}
 	if !c.Tracker.Admit(it.scopes[viewScope], it.scopes, it.snapshot) {
 		return false
 	}
@@ -124,9 +127,9 @@ func (c *Cache[V]) stale(id string, last *item[V], r *reading) (Result[V], bool)
 
 // reflects is the instant before which the item reflects every commit, as far as is known. It reports
 // false if the item cannot be given to the reader even as STALE: it may lack a write of this replica,
-// or something that the reader's session has seen.
+// or something that the reader's session has seen, or it is of a generation that was given up.
 func (c *Cache[V]) reflects(it *item[V], poll *coherence.Poll, r *reading) (coherence.Instant, bool) {
-	if it == nil {
+	if it == nil || it.generation != c.generation() {
 		return noInstant, false
 	}
 	as := max(it.loaded, coherence.Instant(it.checked.Load()))

@@ -13,6 +13,7 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"github.com/freshet-cache/freshet/cluster"
 	"github.com/freshet-cache/freshet/coherence"
 )
 
@@ -139,8 +140,9 @@ type Shared struct {
 // Config describes one view of one namespace.
 type Config[V any] struct {
 	Namespace, View string
-	// Key is the key in L2 of an id; an error wraps [ErrBadID].
-	Key    func(id string) (string, error)
+	// Key is the key in L2 of an id under a generation; an error wraps [ErrBadID] and does not depend on
+	// the generation.
+	Key    func(g cluster.Generation, id string) (string, error)
 	Source Source[V] // required
 	// Tags are what may change besides the entity itself; at most [MaxTags]. nil = none.
 	Tags func(id string, v V) []string
@@ -420,7 +422,7 @@ func (c *Cache[V]) Entry(ctx context.Context, id string, want Want) (b []byte, e
 	if it == nil || it.snapshot.Timeline == 0 || it.version != r.Version {
 		return nil, fmt.Errorf("%s %q: %w: not kept in L1", c.config.Namespace, short(id), ErrUncertain)
 	}
-	key, err := c.config.Key(id)
+	key, err := c.config.Key(it.generation, id)
 	if err != nil {
 		return nil, err
 	}
@@ -433,7 +435,7 @@ func (c *Cache[V]) checkID(id string) error {
 	if !utf8.ValidString(id) || strings.ContainsRune(id, 0) {
 		return fmt.Errorf("%s %q: %w: want UTF-8 without zero bytes", c.config.Namespace, short(id), ErrBadID)
 	}
-	if _, err := c.config.Key(id); err != nil {
+	if _, err := c.config.Key(cluster.FirstGeneration(), id); err != nil {
 		return fmt.Errorf("%s %q: %w", c.config.Namespace, short(id), err)
 	}
 	return nil
@@ -471,5 +473,10 @@ func (c *Cache[V]) scopesOf(id string, tags []coherence.ScopeHash) []coherence.S
 	return append(scopes, tags...)
 }
 
-// L2Key is the key of an id, for those who delete or explain it.
-func (c *Cache[V]) L2Key(id string) (string, error) { return c.config.Key(id) }
+// L2Key is the key of an id in the present generation, for those who delete or explain it.
+func (c *Cache[V]) L2Key(id string) (string, error) { return c.config.Key(c.generation(), id) }
+
+// generation is the namespace's as of the latest poll or a later one.
+func (c *Cache[V]) generation() cluster.Generation {
+	return c.Tracker.Generations().Of(c.config.Namespace)
+}

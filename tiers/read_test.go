@@ -11,6 +11,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/freshet-cache/freshet/cluster"
 	"github.com/freshet-cache/freshet/coherence"
 	"github.com/freshet-cache/freshet/coherence/logtest"
 )
@@ -43,12 +44,20 @@ func newDesk(t testing.TB, log *logtest.Memory) *desk {
 	return d
 }
 
+// keyOf is the key of an id: "k:id" in the first generation.
+func keyOf(g cluster.Generation, id string) (string, error) {
+	if g == cluster.FirstGeneration() {
+		return "k:" + id, nil
+	}
+	return "k" + g.String() + ":" + id, nil
+}
+
 // newCache makes a cache over the desk's log and source, or what is put in their place.
 func (d *desk) newCache(t testing.TB, change func(*Shared, *Config[int])) *Cache[int] {
 	t.Helper()
 	shared := Shared{Tracker: d.tracker, Bulkhead: NewBulkhead(4, 8), Own: &OwnWrites{}, Logger: slog.New(slog.DiscardHandler)}
 	config := Config[int]{
-		Namespace: "n", View: "detail", Source: d, Key: func(id string) (string, error) { return "k:" + id, nil },
+		Namespace: "n", View: "detail", Source: d, Key: keyOf,
 	}
 	change(&shared, &config)
 	c, err := NewCache(shared, config)

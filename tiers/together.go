@@ -353,7 +353,9 @@ func (f *found[V]) collect(t *Together) error {
 		}
 	}
 	for _, it := range items {
-		t.held = append(t.held, coherence.Holding{Value: it.scopes[viewScope], Scopes: it.scopes, Snapshot: it.snapshot})
+		t.held = append(t.held, coherence.Holding{
+			Value: it.scopes[viewScope], Scopes: it.scopes, Snapshot: it.snapshot, Namespace: c.config.Namespace, Generation: it.generation,
+		})
 	}
 	return nil
 }
@@ -425,13 +427,14 @@ func (t *Together) see(at coherence.Snapshot) error {
 // keepFrom makes an id's item of what was read in the transaction, and puts it into L1, where nothing older may
 // be when it has been served.
 func (c *Cache[V]) keepFrom(t *Together, id string, loaded Batch[V], cost time.Duration) (*item[V], error) {
-	key, err := c.config.Key(id)
-	if err != nil {
+	f := &flight[V]{id: id, generation: c.generation()}
+	var err error
+	if f.key, err = c.config.Key(f.generation, id); err != nil {
 		return nil, err
 	}
 	// It is of the transaction's snapshot, however late it was read: it has no place in the order of loads.
-	it := c.loadedItem(id, loaded, loadStart{at: t.began}, cost)
-	e, err := c.encode(key, it)
+	it := c.loadedItem(f, loaded, loadStart{at: t.began}, cost)
+	e, err := c.encode(f.key, it)
 	if err != nil {
 		c.Logger.Warn("tiers: a loaded value cannot be kept", "namespace", c.config.Namespace, "error", err)
 		c.counts.fillErrs.Add(1)

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"testing"
 
+	"github.com/freshet-cache/freshet/cluster"
 	"github.com/freshet-cache/freshet/coherence"
 )
 
@@ -22,6 +23,8 @@ type Transaction interface {
 	XID() uint64
 	// Change says that scopes change with the transaction.
 	Change(scopes ...coherence.Scope)
+	// SetGeneration gives the namespace, "" for all, a generation with the transaction.
+	SetGeneration(namespace string, generation uint32)
 	Commit()
 	Rollback()
 }
@@ -40,6 +43,7 @@ func Exercise(t *testing.T, open func(t *testing.T) (coherence.Log, Writer)) {
 		"Trim":            trim,
 		"TrimWhileOpen":   trimWhileOpen,
 		"Renew":           renew,
+		"Generations":     generations,
 	} {
 		t.Run(name, func(t *testing.T) {
 			log, writer := open(t)
@@ -294,4 +298,51 @@ func renew(t *testing.T, r *reader) {
 	}
 	b := r.commit(coherence.Entity("n", "1"))
 	r.want(map[uint64]int{b: 1})
+}
+
+func generations(t *testing.T, r *reader) {
+	t.Helper()
+	want := func(namespace string, global, own uint32) {
+		t.Helper()
+		r.poll()
+		if got := r.last.Generations.Of(namespace); got != (cluster.Generation{Global: global, Namespace: own}) {
+			t.Errorf("generation of %q is %v, want %d.%d", namespace, got, global, own)
+		}
+	}
+	set := func(namespace string, generation uint32) Transaction {
+		tx := r.Begin(t)
+		tx.SetGeneration(namespace, generation)
+		return tx
+	}
+	want("n", 1, 1)
+	first := r.last.Generations.Version()
+	r.commit(coherence.Entity("n", "1"))
+	want("n", 1, 1)
+	if again := r.last.Generations.Version(); again != first {
+		t.Errorf("generations that have not changed are of version %q and then of %q", first, again)
+	}
+
+	open := set("n", 2)
+	want("n", 1, 1) // not before it commits
+	open.Commit()
+	want("n", 1, 2)
+	if !r.last.Snapshot.Sees(open.XID()) {
+		t.Errorf("a poll at %s tells what transaction %d did", r.last.Snapshot, open.XID())
+	}
+	if second := r.last.Generations.Version(); second == first || second == "" {
+		t.Errorf("other generations are of version %q, as those before", second)
+	}
+	want("m", 1, 1)
+	set("", 3).Commit()
+	want("n", 3, 2)
+	want("m", 3, 1)
+	set("n", 9).Rollback()
+	want("n", 3, 2)
+	set("n", 1).Commit() // back
+	want("n", 3, 1)
+	if again := r.last.Generations.Version(); again == first {
+		t.Errorf("version %q stands for two states", first)
+	}
+	r.last = coherence.PollResult{} // a new node
+	want("n", 3, 1)
 }

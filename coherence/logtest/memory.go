@@ -3,7 +3,9 @@ package logtest
 import (
 	"context"
 	"errors"
+	"maps"
 	"slices"
+	"strconv"
 	"sync"
 	"time"
 
@@ -28,6 +30,10 @@ type Memory struct {
 	turned   time.Time          // when it was taken
 	closed   bool
 
+	numbers     map[string]uint32 // namespace, "" for all -> its generation
+	generations *coherence.Generations
+	changed     int // times that numbers has changed
+
 	polls   int
 	fault   error
 	latency time.Duration
@@ -35,7 +41,8 @@ type Memory struct {
 
 // NewMemory makes an empty log in timeline 1.
 func NewMemory() *Memory {
-	m := &Memory{timeline: 1, next: firstXID, xmax: firstXID, turned: time.Now()}
+	m := &Memory{timeline: 1, next: firstXID, xmax: firstXID, turned: time.Now(), numbers: map[string]uint32{}}
+	m.generations = coherence.NewGenerations("0", m.numbers)
 	m.horizon = m.snapshot()
 	m.upcoming = m.horizon
 	return m
@@ -55,6 +62,14 @@ func (m *Memory) Begin() *Tx {
 func (m *Memory) Commit(scopes ...coherence.Scope) (xid uint64) {
 	tx := m.Begin()
 	tx.Change(scopes...)
+	tx.Commit()
+	return tx.xid
+}
+
+// SetGeneration gives the namespace, "" for all, a generation in a transaction of its own and returns its id.
+func (m *Memory) SetGeneration(namespace string, generation uint32) (xid uint64) {
+	tx := m.Begin()
+	tx.SetGeneration(namespace, generation)
 	tx.Commit()
 	return tx.xid
 }
@@ -142,7 +157,7 @@ func (m *Memory) poll(since coherence.Snapshot, limit int) (coherence.PollResult
 	if err := m.usable(); err != nil {
 		return coherence.PollResult{}, m.latency, err
 	}
-	r := coherence.PollResult{Snapshot: m.snapshot(), Horizon: m.horizon}
+	r := coherence.PollResult{Snapshot: m.snapshot(), Horizon: m.horizon, Generations: m.generations}
 	for _, row := range m.rows {
 		// The ids mean what they do in Postgres' query, also when the timeline is another.
 		if row.XID < since.Xmax && !slices.Contains(since.Xip, row.XID) {
@@ -201,6 +216,7 @@ type Tx struct {
 	xid      uint64
 	timeline uint64
 	scopes   []coherence.Scope
+	numbers  map[string]uint32 // generations that it sets; nil = none
 }
 
 // XID is the transaction's id.
@@ -209,13 +225,22 @@ func (tx *Tx) XID() uint64 { return tx.xid }
 // Change says that scopes change with the transaction.
 func (tx *Tx) Change(scopes ...coherence.Scope) { tx.scopes = append(tx.scopes, scopes...) }
 
+// SetGeneration gives the namespace, "" for all, a generation with the transaction, and says so.
+func (tx *Tx) SetGeneration(namespace string, generation uint32) {
+	if tx.numbers == nil {
+		tx.numbers = map[string]uint32{}
+	}
+	tx.numbers[namespace] = generation
+	tx.Change(coherence.AllGenerations())
+}
+
 // Commit ends the transaction. It does nothing after a crash or when the transaction has ended.
-func (tx *Tx) Commit() { tx.end(tx.scopes) }
+func (tx *Tx) Commit() { tx.end(tx.scopes, tx.numbers) }
 
 // Rollback ends the transaction without its changes.
-func (tx *Tx) Rollback() { tx.end(nil) }
+func (tx *Tx) Rollback() { tx.end(nil, nil) }
 
-func (tx *Tx) end(scopes []coherence.Scope) {
+func (tx *Tx) end(scopes []coherence.Scope, numbers map[string]uint32) {
 	m := tx.log
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -227,5 +252,10 @@ func (tx *Tx) end(scopes []coherence.Scope) {
 	m.xmax = max(m.xmax, tx.xid+1)
 	for _, scope := range scopes {
 		m.rows = append(m.rows, coherence.Change{XID: tx.xid, Scope: scope.Hash()})
+	}
+	if len(numbers) > 0 {
+		maps.Copy(m.numbers, numbers)
+		m.changed++
+		m.generations = coherence.NewGenerations(strconv.Itoa(m.changed), m.numbers)
 	}
 }

@@ -16,7 +16,7 @@
 // # Postgres
 //
 // One database with one keyed table, READ COMMITTED writers, and the schema freshet: the log that the
-// watch of the table writes in the writer's transaction, horizon and timeline. Transaction ids,
+// watch of the table writes in the writer's transaction, generations, horizon and timeline. Transaction ids,
 // savepoints' included, are drawn at the same statements as on the server, so that snapshots agree to
 // the number.
 //

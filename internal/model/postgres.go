@@ -7,6 +7,7 @@ import (
 	"maps"
 	"slices"
 	"sort"
+	"strconv"
 	"time"
 
 	"github.com/freshet-cache/freshet/coherence"
@@ -63,6 +64,8 @@ type Postgres[R any] struct {
 	horizon, upcoming   coherence.Snapshot
 	turned              time.Duration
 	log                 []coherence.Change // committed, by transaction id
+	generations         generations
+	regenerations       int // changes of generations, those included that were lost
 
 	epoch   int // of the server's process: connections of an earlier one are broken
 	commits []durable[R]
@@ -93,6 +96,14 @@ type durable[R any] struct {
 	horizon, upcoming coherence.Snapshot
 	turned            time.Duration
 	system            bool
+	// before are the generations that the commit replaced; nil = it replaced none.
+	before *generations
+}
+
+// generations are the numbers, never changed in place, and what polls say of them.
+type generations struct {
+	numbers map[string]uint32 // namespace, "" for all -> its generation
+	polled  *coherence.Generations
 }
 
 // NewPostgres makes a server with an empty table, whose next transaction gets the id first, at least 3.
@@ -101,6 +112,7 @@ func NewPostgres[R any](w Watch[R], first uint64) *Postgres[R] {
 	p := &Postgres[R]{watch: w, rows: map[uint64][]*version[R]{}, first: first, next: first, xmax: first, written: first, flushed: first}
 	p.horizon = p.Snapshot()
 	p.upcoming = p.horizon
+	p.regenerate(nil)
 	return p
 }
 
@@ -193,7 +205,7 @@ func (p *Postgres[R]) GetAt(s coherence.Snapshot, key uint64) (row R, ok bool) {
 
 // Poll is the query of [coherence.PostgresLog]. The snapshots' Xip are shared: they must not be changed.
 func (p *Postgres[R]) Poll(since coherence.Snapshot, limit int) coherence.PollResult {
-	r := coherence.PollResult{Snapshot: p.Snapshot(), Horizon: p.horizon}
+	r := coherence.PollResult{Snapshot: p.Snapshot(), Horizon: p.horizon, Generations: p.generations.polled}
 	r.Horizon.Timeline = p.timeline
 	// A transaction of since's list counts also when this server gave the id to another one.
 	found := p.log[p.logFrom(since.Xmax):max(p.logFrom(since.Xmax), p.logFrom(p.xmax))]
@@ -255,6 +267,32 @@ func (p *Postgres[R]) Trim(now, keep time.Duration, atMost int) int {
 		p.finish(d)
 	}
 	return len(d.trimmed)
+}
+
+// SetGeneration is freshet.set_generation in a transaction of its own, which begins when nobody else is at
+// it. It returns the transaction's id.
+func (p *Postgres[R]) SetGeneration(namespace string, generation uint32) (xid uint64) {
+	tx, before := p.Begin(), p.generations
+	tx.write() // it locks the row of the generations, whatever comes of it
+	d := durable[R]{tx: tx}
+	if cmp.Or(before.numbers[namespace], 1) != generation {
+		d.before = &before
+		numbers := maps.Clone(before.numbers)
+		if numbers == nil {
+			numbers = map[string]uint32{}
+		}
+		numbers[namespace] = generation
+		p.regenerate(numbers)
+		tx.log = []coherence.Scope{coherence.AllGenerations()}
+	}
+	tx.end(true)
+	p.durable(d)
+	return tx.xid
+}
+
+func (p *Postgres[R]) regenerate(numbers map[string]uint32) {
+	p.regenerations++
+	p.generations = generations{numbers, coherence.NewGenerations(strconv.Itoa(p.regenerations), numbers)}
 }
 
 // system starts a transaction of Freshet's own, as of the present state.
@@ -340,6 +378,9 @@ func (p *Postgres[R]) undo(d durable[R]) {
 	behind := p.logFrom(d.tx.xid + 1)
 	p.log = slices.Delete(p.log, behind-len(d.tx.log), behind)
 	d.tx.committed = false
+	if d.before != nil {
+		p.generations = *d.before
+	}
 	for _, c := range d.tx.changes {
 		if c.ended != nil {
 			c.ended.gone = false
@@ -354,13 +395,14 @@ type Dump[R any] struct {
 	log               []coherence.Change
 	horizon, upcoming coherence.Snapshot
 	turned            time.Duration
+	numbers           map[string]uint32
 }
 
 // Dump is the database as [Postgres.Snapshot] sees it.
 func (p *Postgres[R]) Dump() *Dump[R] {
 	return &Dump[R]{
 		rows: maps.Collect(p.All()), log: slices.Clone(p.log),
-		horizon: p.horizon, upcoming: p.upcoming, turned: p.turned,
+		horizon: p.horizon, upcoming: p.upcoming, turned: p.turned, numbers: p.generations.numbers,
 	}
 }
 
@@ -382,5 +424,6 @@ func Restore[R any](w Watch[R], d *Dump[R], first uint64) *Postgres[R] {
 	p.watch = w
 	p.log = slices.Clone(d.log)
 	p.horizon, p.upcoming, p.turned = d.horizon, d.upcoming, d.turned
+	p.regenerate(d.numbers)
 	return p
 }

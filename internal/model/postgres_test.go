@@ -111,7 +111,9 @@ func (s *server) fresh() *Postgres[product] {
 	for _, conn := range s.conns {
 		s.must(conn.ExecContext(s.t.Context(), `rollback`))
 	}
-	s.must(s.db.ExecContext(s.t.Context(), `truncate products; truncate freshet.log`))
+	s.must(s.db.ExecContext(s.t.Context(), `
+truncate products; truncate freshet.log, freshet.generation_history;
+update freshet.generations set version = default, current = '{}', highest = '{}'`))
 	var last uint64
 	if err := s.db.QueryRowContext(s.t.Context(), `select pg_current_xact_id()::text`).Scan(&last); err != nil {
 		s.t.Fatal(err)
@@ -221,7 +223,8 @@ func polled(r coherence.PollResult, err error) string {
 	slices.SortFunc(r.Changes, func(a, b coherence.Change) int {
 		return strings.Compare(fmt.Sprint(a.XID, a.Scope), fmt.Sprint(b.XID, b.Scope))
 	})
-	return fmt.Sprint(text(r.Snapshot, nil), text(r.Horizon, nil), r.Changes, r.Overrun, r.Snapshot.Timeline != 0)
+	return fmt.Sprint(text(r.Snapshot, nil), text(r.Horizon, nil), r.Changes, r.Overrun, r.Snapshot.Timeline != 0,
+		r.Generations.Of("product"), r.Generations.Of("other"))
 }
 
 type action uint8
@@ -248,6 +251,7 @@ const (
 	doTrim
 	doTrimNothing
 	doRenew
+	doGeneration
 )
 
 // weights: how often each action is drawn.
@@ -255,6 +259,7 @@ var weights = [...]int{
 	doBegin: 10, doInsert: 8, doUpsert: 8, doUpdate: 16, doUpdateMany: 4, doDelete: 6, doRekey: 3, doTruncate: 1,
 	doInvalidate: 3, doSavepoint: 8, doRelease: 3, doRollbackTo: 6, doCommit: 8, doRollback: 3, doLook: 5,
 	doReaderBegin: 2, doReaderLook: 4, doReaderEnd: 1, doTrim: 2, doTrimNothing: 1, doRenew: 1,
+	doGeneration: 2,
 }
 
 // step is one of a schedule. What cannot be done in the present state is left out.
@@ -401,6 +406,11 @@ func (d *difference) do(s step) string {
 		err := d.server.log.Renew(d.server.t.Context(), d.server.timeline())
 		p.Renew(p.Timeline())
 		return d.both(observer, "renew", outcome(0, nil), outcome(0, err))
+	case doGeneration:
+		namespace, generation := []string{"", "product"}[s.key%2], 1+s.to%3
+		p.SetGeneration(namespace, uint32(generation))
+		statement := fmt.Sprintf(`select freshet.set_generation('%s', %d, 'a test')`, namespace, generation)
+		return d.both(observer, statement, outcome(1, nil), d.server.exec(observer, statement))
 	default:
 	}
 	tx := d.txs[s.conn]

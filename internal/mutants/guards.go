@@ -142,6 +142,12 @@ var mutants = []mutant{
 		old:  "\t\tt.stamps.flush()\n", with: "",
 		folder: "coherence", killer: "TestTrackerFlush",
 	},
+	{
+		name: "generations-not-flushed", guard: "so do other generations",
+		file: "coherence/tracker.go",
+		old:  "if do.Flush != \"\" || do.Generations != nil {", with: "if do.Flush != \"\" {",
+		folder: "coherence", killer: "TestTrackerGenerations",
+	},
 
 	// What is heard before a poll.
 	{
@@ -256,7 +262,7 @@ var mutants = []mutant{
 	{
 		name: "entry-of-other-key", guard: "an entry in L2 under another key's name is refused",
 		file: "tiers/item.go",
-		old:  "if h.Key != KeySum(key) || ", with: "if ",
+		old:  "if h.Key != KeySum(f.key) || ", with: "if ",
 		folder: "tiers", killer: "TestI4EntriesOfOthers",
 	},
 	{
@@ -268,8 +274,38 @@ var mutants = []mutant{
 	{
 		name: "entry-of-other-generation", guard: "and one of another generation",
 		file: "tiers/item.go",
-		old:  " || h.Generation != generation {", with: " {",
+		old:  " || h.Generation != f.generation.Packed() {", with: " {",
 		folder: "tiers", killer: "TestI4EntriesOfOthers",
+	},
+	{
+		name: "generation-unchecked", guard: "what was loaded under a generation that was given up is not used",
+		file: "tiers/proof.go",
+		old:  "\tif it.generation != c.generation() {\n\t\treturn false\n\t}\n", with: "",
+		folder: "tiers", killer: "TestI1NewGeneration",
+	},
+	{
+		name: "generation-at-landing", guard: "what a load brings is of the generation in which it began",
+		file: "tiers/item.go",
+		old:  "cost: cost, loaded: began.at, order: began.order,\n\t\tgeneration: f.generation,", with: "cost: cost, loaded: began.at, order: began.order,\n\t\tgeneration: c.generation(),",
+		folder: "tiers", killer: "TestI1LoadAcrossGenerations",
+	},
+	{
+		name: "stale-of-given-up-generation", guard: "nor is it given as STALE",
+		file: "tiers/proof.go",
+		old:  "if it == nil || it.generation != c.generation() {", with: "if it == nil {",
+		folder: "tiers", killer: "TestStaleIsOfThePresentGeneration",
+	},
+	{
+		name: "relayed-generations-lost", guard: "a relay tells the generations of its poll",
+		file: "coherence/relay_ring.go",
+		old:  "Horizon: r.horizon, Generations: r.generations}", with: "Horizon: r.horizon}",
+		folder: "coherence", killer: "TestRelayedLog",
+	},
+	{
+		name: "own-generation-not-followed", guard: "after its own change of a generation a replica proves nothing until it has polled",
+		file: "node/write.go",
+		old:  "unlisted := w.many || w.regenerates()", with: "unlisted := w.many",
+		folder: "node", killer: "TestI2OwnGeneration",
 	},
 	{
 		name: "entry-unchecked", guard: "an entry in L2 that a change made invalid is refused",
@@ -286,13 +322,13 @@ var mutants = []mutant{
 	{
 		name: "tags-of-entry-ignored", guard: "the tags under which an entry was stored count, whatever they would be now",
 		file: "tiers/item.go",
-		old:  "it.tags = mergeTags(h.Tags, hashTags(c.config.Tags(id, it.value)))", with: "it.tags = hashTags(c.config.Tags(id, it.value))",
+		old:  "it.tags = mergeTags(h.Tags, hashTags(c.config.Tags(f.id, it.value)))", with: "it.tags = hashTags(c.config.Tags(f.id, it.value))",
 		folder: "tiers", killer: "TestI1TagsOfAnEntry",
 	},
 	{
 		name: "older-replaces-newer", guard: "an older item does not replace a newer one in L1",
 		file: "tiers/l1.go",
-		old:  "if old.snapshot.Includes(it.snapshot) && !it.snapshot.Includes(old.snapshot) {", with: "if old == nil {",
+		old:  "if old.generation == it.generation && old.snapshot.Includes(it.snapshot) && !it.snapshot.Includes(old.snapshot) {", with: "if old == nil {",
 		folder: "tiers", killer: "TestL1KeepsTheNewer",
 	},
 	{

@@ -58,6 +58,8 @@ func (w *world) fault(op Op) {
 	case TrimLog:
 		w.postgres.Trim(w.now(), 0, model.TrimAtMost)
 		w.postgres.Trim(w.now()+1, 0, model.TrimAtMost)
+	case Regenerate:
+		w.postgres.SetGeneration([]string{namespace, ""}[op.N%2], uint32(1+op.N/2%3))
 	case PollsLost:
 		each(&f.pollsLost)
 	case PollsSlow:

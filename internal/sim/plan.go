@@ -84,6 +84,7 @@ const (
 	LoadsFromStandby // of the replica: they are answered from a state of some commits ago
 	CommitsUnknown   // the replies of commits are lost
 	TrimLog          // all of the log that may go, goes
+	Regenerate       // the namespace, or everything if N is odd, goes to another generation, or back to one
 
 	RedisDown     // refused at once
 	RedisSilent   // commands run into their time-outs
@@ -113,7 +114,7 @@ var opNames = [lastOp]string{
 	Savepoint: "savepoint", Abort: "abort",
 	PostgresDown: "postgres-down", PostgresSilent: "postgres-silent", PostgresCrash: "postgres-crash",
 	PostgresFailover: "postgres-failover", PollsLost: "polls-lost", PollsSlow: "polls-slow", LoadsSlow: "loads-slow", LoadsFromStandby: "loads-from-standby",
-	CommitsUnknown: "commits-unknown", TrimLog: "trim-log",
+	CommitsUnknown: "commits-unknown", TrimLog: "trim-log", Regenerate: "regenerate",
 	RedisDown: "redis-down", RedisSilent: "redis-silent", ShardSilent: "shard-silent", RedisLate: "redis-late",
 	RedisFailover: "redis-failover", RedisDump: "redis-dump", RedisFlush: "redis-flush", RedisEvict: "redis-evict", RedisMixed: "redis-mixed",
 	HintsLost: "hints-lost", HintsLate: "hints-late", HintsTwice: "hints-twice", HintsAbsurd: "hints-absurd",

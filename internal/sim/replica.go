@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/freshet-cache/freshet/cluster"
 	"github.com/freshet-cache/freshet/coherence"
 	"github.com/freshet-cache/freshet/internal/model"
 	"github.com/freshet-cache/freshet/tiers"
@@ -89,8 +90,10 @@ func (r *replica) random(what string) func(int64) int64 {
 // caches makes the read paths of the process with nothing in L1.
 func (r *replica) caches() (rows, detail *tiers.Cache[Value], lists *tiers.Cache[[]Entry]) {
 	w := r.world
-	key := func(view string) func(string) (string, error) {
-		return func(id string) (string, error) { return "s:v1:{" + namespace + ":" + id + "}:" + view, nil }
+	key := func(view string) func(cluster.Generation, string) (string, error) {
+		return func(g cluster.Generation, id string) (string, error) {
+			return "s:v" + g.String() + ":{" + namespace + ":" + id + "}:" + view, nil
+		}
 	}
 	one := func(first int) func(at *coherence.Snapshot, id string) (Value, bool) {
 		return func(at *coherence.Snapshot, id string) (Value, bool) { return w.get(at, first+number(id)) }

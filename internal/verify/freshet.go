@@ -153,10 +153,25 @@ func (f *freshet) List(ctx context.Context, group uint64, want Want) (ListAnswer
 
 func (f *freshet) Write(ctx context.Context, change Change) (string, error) {
 	token, err := f.node.Write(ctx, func(tx *node.Tx) error {
-		_, err := change.Apply(ctx, tx)
-		return err
+		if _, err := change.Apply(ctx, tx); err != nil {
+			return err
+		}
+		if change.Op%64 == 17 {
+			return regenerate(tx, change.Op/64)
+		}
+		return nil
 	})
 	return token.String(), err
+}
+
+// regenerate takes the rows, or now and then everything, to another generation: a new one or, as often, one of
+// those before. It comes last in a transaction, since others wait for the same.
+func regenerate(tx *node.Tx, n uint64) error {
+	namespace := "row"
+	if n%8 == 7 {
+		namespace = ""
+	}
+	return tx.SetGeneration(namespace, uint32(1+n%5), node.GenerationChange{Why: "verify"})
 }
 
 func (f *freshet) Close() error { return f.node.Close() }
