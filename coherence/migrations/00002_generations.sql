@@ -112,7 +112,7 @@ begin
         raise exception 'freshet.%: % has not had the generation % before %', name, whose, target, present using errcode = '22023';
     end if;
     if target > 4294967295 then
-        raise exception 'freshet.%: % has had the highest generation, 4294967295: set one that is free', name, of using errcode = '54000';
+        raise exception 'freshet.%: % has had the highest generation, 4294967295: set one that is free', name, whose using errcode = '54000';
     end if;
     if target = present then
         return present;
