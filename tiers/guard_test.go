@@ -101,7 +101,13 @@ func (d *desk) header(id string) Header {
 // arrives reports whether an entry with the header is taken when it comes from L2.
 func (d *desk) arrives(id string, h Header) bool {
 	d.t.Helper()
-	b, err := EncodeEntry(nil, h, []byte("7"), 0)
+	return d.arrivesAs(id, h, "7")
+}
+
+// arrivesAs is arrives with a value.
+func (d *desk) arrivesAs(id string, h Header, payload string) bool {
+	d.t.Helper()
+	b, err := EncodeEntry(nil, h, []byte(payload), 0)
 	if err != nil {
 		d.t.Fatal(err)
 	}

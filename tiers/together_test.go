@@ -197,17 +197,6 @@ func TestI8NewerThanThePoll(t *testing.T) {
 	}
 }
 
-// arrivesAs is arrives with a value.
-func (d *desk) arrivesAs(id string, h Header, payload string) bool {
-	d.t.Helper()
-	b, err := EncodeEntry(nil, h, []byte(payload), 0)
-	if err != nil {
-		d.t.Fatal(err)
-	}
-	f := &flight[int]{id: id, key: "k:" + id, done: make(chan struct{})}
-	return d.cache.landEntry(f, b, TierL2)
-}
-
 // What changes between two reads of a function, or between its loads and the poll, is seen: the function runs
 // again.
 func TestI8ChangeInBetween(t *testing.T) {
