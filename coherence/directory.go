@@ -50,6 +50,11 @@ type Directory struct {
 	unsettled []*cell
 	blocked   int
 
+	// graced: scope -> changes in their grace, in the order in which they became known, each once. They are
+	// not in the cells yet.
+	graced      map[ScopeHash][]graced
+	gracedCount int
+
 	// notes: value -> the newest snapshot served for it, when that is newer than the latest poll.
 	// Those of the interval before are kept until a poll that was sent after them has come back.
 	notes, oldNotes map[ScopeHash]Snapshot
@@ -95,7 +100,10 @@ func NewDirectory(scopes int) *Directory {
 	for n*ways < uint64(scopes) {
 		n <<= 1
 	}
-	return &Directory{mask: n - 1, sets: make([]set, n), notes: map[ScopeHash]Snapshot{}, oldNotes: map[ScopeHash]Snapshot{}}
+	return &Directory{
+		mask: n - 1, sets: make([]set, n), graced: map[ScopeHash][]graced{},
+		notes: map[ScopeHash]Snapshot{}, oldNotes: map[ScopeHash]Snapshot{},
+	}
 }
 
 // Reset forgets everything, for a new timeline: from now on only snapshots of the floor's timeline that
@@ -104,6 +112,8 @@ func (d *Directory) Reset(floor Snapshot) {
 	clear(d.sets)
 	d.floor, d.latest = floor, nil
 	d.unsettled, d.blocked = d.unsettled[:0], 0
+	clear(d.graced)
+	d.gracedCount = 0
 	clear(d.notes)
 	clear(d.oldNotes)
 	d.noteFloor, d.oldNoteFloor = Snapshot{}, Snapshot{}
@@ -118,6 +128,11 @@ func (d *Directory) Latest() *Poll { return d.latest }
 
 // Check reports whether a value read under the snapshot is valid for the scope, as far as is known.
 func (d *Directory) Check(scope ScopeHash, value Snapshot) bool {
+	return d.check(scope, value) && !d.lacksGraced(scope, value)
+}
+
+// check is Check but for changes in their grace.
+func (d *Directory) check(scope ScopeHash, value Snapshot) bool {
 	if !value.Includes(d.floor) { // or of another timeline, or of none
 		return false
 	}
@@ -235,6 +250,10 @@ func (d *Directory) Polled(snapshot Snapshot, sent Instant, mark uint64, changes
 		poll.Xip = d.latest.Xip
 	}
 	for _, change := range changes {
+		// It had not been committed when the poll before was sent.
+		if change.Grace > 0 && d.latest != nil && d.allow(change.Scope, change.XID, d.latest.Sent, change.Grace, sent) {
+			continue
+		}
 		if c := d.cell(change.Scope, poll); c != nil {
 			d.add(c, change.XID, poll)
 			if c.seenBy(poll) {
@@ -246,6 +265,7 @@ func (d *Directory) Polled(snapshot Snapshot, sent Instant, mark uint64, changes
 	}
 	d.settle(poll)
 	d.latest = poll
+	d.lapse(sent)
 	clear(d.oldNotes)
 	d.oldNoteFloor = Snapshot{}
 	return poll

@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/freshet-cache/freshet/coherence"
 	"github.com/freshet-cache/freshet/coherence/logtest"
@@ -35,6 +36,11 @@ type world struct {
 	floor     coherence.Snapshot                         // what the twin was reset to
 	checks    int
 	valid     int
+	graced    int // changes that values lacked in their grace
+
+	now    coherence.Instant            // goes on by one for each step
+	graces map[change]time.Duration     // of changes that have one
+	commit map[uint64]coherence.Instant // transaction -> when it was committed
 }
 
 type change struct {
@@ -44,6 +50,7 @@ type change struct {
 
 type flight struct {
 	mark   uint64
+	sent   coherence.Instant
 	result coherence.PollResult
 }
 
@@ -52,6 +59,7 @@ func newWorld(t *testing.T, seed uint64, room, scopes int, exact bool) *world {
 	w := &world{
 		t: t, seed: seed, random: rand.New(rand.NewPCG(seed, 7)), dir: coherence.NewDirectory(room), log: logtest.NewMemory(), exact: exact,
 		changed: map[*logtest.Tx][]int{}, told: map[coherence.ScopeHash]map[uint64]bool{}, served: map[coherence.ScopeHash]coherence.Snapshot{},
+		graces: map[change]time.Duration{}, commit: map[uint64]coherence.Instant{},
 	}
 	for i := range scopes {
 		s := coherence.Entity("n", fmt.Sprint(i))
@@ -74,6 +82,7 @@ func (w *world) run(steps int) {
 	w.dir.Reset(w.floor)
 	w.snapshots = append(w.snapshots, w.floor)
 	for range steps {
+		w.now++
 		switch n := w.random.IntN(20); {
 		case n < 8:
 			w.write()
@@ -133,6 +142,12 @@ func (w *world) write() {
 		if slices.Contains(w.changed[tx], scope) || (w.exact && w.unpolled(scope) >= 3) {
 			return
 		}
+		tx.Grace(0)
+		if !w.exact && w.random.IntN(3) == 0 {
+			grace := time.Duration(1 + w.random.IntN(60))
+			tx.Grace(grace)
+			w.graces[change{tx.XID(), scope}] = grace
+		}
 		tx.Change(w.scopes[scope])
 		w.changed[tx] = append(w.changed[tx], scope)
 	case len(w.open) > 0:
@@ -145,6 +160,7 @@ func (w *world) write() {
 			return
 		}
 		tx.Commit()
+		w.commit[tx.XID()] = w.now
 		for _, scope := range w.changed[tx] {
 			w.committed = append(w.committed, change{tx.XID(), scope})
 		}
@@ -194,7 +210,7 @@ func (w *world) send() {
 	if latest := w.dir.Latest(); latest != nil {
 		since = latest.Snapshot
 	}
-	w.flight = &flight{mark: w.dir.Sent()}
+	w.flight = &flight{mark: w.dir.Sent(), sent: w.now}
 	var err error
 	if w.flight.result, err = w.log.Poll(w.t.Context(), since, 1<<20); err != nil {
 		w.t.Fatal(err)
@@ -221,7 +237,7 @@ func (w *world) land() {
 			w.dir.Flush(w.dir.Latest().Snapshot)
 		}
 	}
-	w.dir.Polled(f.result.Snapshot, 0, f.mark, changes)
+	w.dir.Polled(f.result.Snapshot, f.sent, f.mark, changes)
 	w.snapshots = append(w.snapshots, f.result.Snapshot)
 	for range 6 {
 		w.serve()
@@ -245,8 +261,9 @@ func (w *world) check() {
 	if w.dir.Latest() == nil {
 		return
 	}
-	for _, scope := range w.scopes {
+	for i, scope := range w.scopes {
 		for _, s := range w.snapshots {
+			w.checkGrace(i, s)
 			got, want := w.dir.Check(scope.Hash(), s), w.twin(scope.Hash(), s)
 			if got && !want {
 				w.t.Errorf("seed %d: %s at %s counts as valid and is not: told of %v", w.seed, scope, s, w.told[scope.Hash()])
@@ -258,6 +275,30 @@ func (w *world) check() {
 			if got {
 				w.valid++
 			}
+		}
+	}
+}
+
+// checkGrace checks what the directory says of a value's grace: all that it lacks was committed since, and
+// each with a grace that is not over.
+func (w *world) checkGrace(scope int, s coherence.Snapshot) {
+	hash := w.scopes[scope].Hash()
+	grace, ok := w.dir.CheckGrace(hash, s, w.now)
+	if !ok {
+		return
+	}
+	if !s.Includes(w.floor) {
+		w.t.Errorf("seed %d: %s is in its grace at %s, which does not include the floor", w.seed, w.scopes[scope], s)
+	}
+	for xid := range w.told[hash] {
+		if s.Sees(xid) {
+			continue
+		}
+		w.graced++
+		given := w.graces[change{xid, scope}]
+		if at := w.commit[xid]; grace.Since > at || grace.Until > at.Add(given) || w.now >= grace.Until {
+			w.t.Errorf("seed %d: %s at %s is in its grace from %d to %d at %d: it lacks %d, committed at %d with a grace of %d",
+				w.seed, w.scopes[scope], s, grace.Since, grace.Until, w.now, xid, at, given)
 		}
 	}
 }
@@ -287,16 +328,19 @@ func (w *world) serve() {
 
 // A directory, however small, never counts as valid what its twin does not, and never goes back.
 func TestDirectorySafety(t *testing.T) {
-	checks, valid := 0, 0
+	checks, valid, graced := 0, 0, 0
 	for seed := range uint64(*histories) {
 		w := newWorld(t, seed, 1+int(seed%3)*8, 3+int(seed%5)*8, false)
 		w.run(200)
-		checks, valid = checks+w.checks, valid+w.valid
+		checks, valid, graced = checks+w.checks, valid+w.valid, graced+w.graced
 		if t.Failed() {
 			return
 		}
 	}
-	t.Logf("%d checks, %d valid", checks, valid)
+	t.Logf("%d checks, %d valid, %d changes in their grace", checks, valid, graced)
+	if graced < checks/1000 {
+		t.Errorf("%d checks met %d changes in their grace", checks, graced)
+	}
 	if valid < checks/50 {
 		t.Error("next to nothing was valid: the test shows nothing")
 	}

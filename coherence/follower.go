@@ -40,6 +40,9 @@ type Wrote struct {
 	Timeline uint64
 	XID      uint64
 	Scopes   []ScopeHash
+	// Grace is that of the change, see [Change], which was committed after the instant Since; 0 = none.
+	Grace time.Duration
+	Since Instant
 }
 
 func (PollReturned) event() {}
@@ -252,7 +255,16 @@ func (f *Follower) wrote(e Wrote) Effects {
 		f.needMark = f.dir.heard
 		return Effects{Raised: e.Scopes, Unproven: true, Poll: true}
 	}
-	return Effects{Raised: f.raise(e.XID, e.Scopes)}
+	if e.Grace == 0 || latest.Sees(e.XID) {
+		return Effects{Raised: f.raise(e.XID, e.Scopes)}
+	}
+	var do Effects
+	for _, scope := range e.Scopes {
+		if f.dir.allow(scope, e.XID, e.Since, e.Grace, e.Since) || f.dir.Raise(scope, e.XID) {
+			do.Raised = append(do.Raised, scope)
+		}
+	}
+	return do
 }
 
 // raise records a change and returns the scopes for which it was news.

@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/freshet-cache/freshet/coherence"
 )
@@ -25,11 +26,14 @@ const ownBoot = 1
 //	> poll 1/100:100: horizon=1/9:9: 99=a     it comes back: snapshot, horizon, transaction=scope ...
 //	> poll 1/100:100: overrun                 it comes back with too much
 //	> poll 1/100:100: generations=v1          it comes back with the generations of a version
+//	> poll 1/100:100: 99=a~5                  a change with a grace of 5 units of the clock, which counts polls
 //	> hint boot=2 seq=1 1/99 a b              timeline/transaction and scopes, from a node's process
 //	> peer boot=2 seq=5                       a node's heartbeat
 //	> missed                                  the bus was down
 //	> wrote 1/99 a                            an own write
-//	> serve a 1/100:100:                      a value is served if it is valid
+//	> wrote 1/99 a~5                          one with a grace, counted from now
+//	> serve a 1/100:100:                      a value is served if it is valid, or by its grace
+//	> wait 5                                  the clock goes on
 func TestFollowerTranscripts(t *testing.T) {
 	files, err := filepath.Glob("testdata/*.txt")
 	if err != nil || len(files) < 15 {
@@ -82,6 +86,7 @@ type play struct {
 	names    map[coherence.ScopeHash]string
 	mark     uint64 // of the poll on its way
 	sent     coherence.Instant
+	now      coherence.Instant
 }
 
 func (p *play) event(words []string) []string {
@@ -91,7 +96,8 @@ func (p *play) event(words []string) []string {
 	case "send":
 		since, mark := p.follower.Send()
 		p.mark = mark
-		p.sent++
+		p.now++
+		p.sent = p.now
 		return []string{fmt.Sprintf("since %s, mark %d", since, mark)}
 	case "poll":
 		e := coherence.PollReturned{Sent: p.sent, Mark: p.mark, Result: coherence.PollResult{Snapshot: p.snapshot(args[0])}}
@@ -106,7 +112,8 @@ func (p *play) event(words []string) []string {
 			case "horizon":
 				e.Result.Horizon = p.snapshot(value)
 			default:
-				e.Result.Changes = append(e.Result.Changes, coherence.Change{XID: p.number(key), Scope: p.scope(value)})
+				name, grace := p.graced(value)
+				e.Result.Changes = append(e.Result.Changes, coherence.Change{XID: p.number(key), Scope: p.scope(name), Grace: grace})
 			}
 		}
 		return p.step(e)
@@ -120,12 +127,16 @@ func (p *play) event(words []string) []string {
 	case "missed":
 		return p.step(coherence.HintsMissed{})
 	case "wrote":
-		e := coherence.Wrote{Scopes: p.scopes(args[1:])}
+		name, grace := p.graced(args[1])
+		e := coherence.Wrote{Scopes: p.scopes(append([]string{name}, args[2:]...)), Grace: grace, Since: p.now}
 		e.Timeline, e.XID = p.transaction(args[0])
 		return p.step(e)
 	case "serve":
 		scope, s := p.scope(args[0]), p.snapshot(args[1])
+		grace, ok := p.dir.CheckGrace(scope, s, p.now)
 		switch {
+		case !p.dir.Check(scope, s) && ok:
+			return []string{fmt.Sprintf("in its grace: since %d, until %d", grace.Since, grace.Until)}
 		case !p.dir.Check(scope, s):
 			return []string{"not valid"}
 		case !p.dir.CheckNote(scope, s):
@@ -133,6 +144,9 @@ func (p *play) event(words []string) []string {
 		}
 		p.dir.Note(scope, s)
 		return []string{"served"}
+	case "wait":
+		p.now += coherence.Instant(p.number(args[0]))
+		return []string{fmt.Sprintf("now %d", p.now)}
 	}
 	p.t.Fatalf("unknown event %q", verb)
 	return nil
@@ -192,6 +206,16 @@ func (p *play) transaction(text string) (timeline, xid uint64) {
 	p.t.Helper()
 	before, after, _ := strings.Cut(text, "/")
 	return p.number(before), p.number(after)
+}
+
+// graced is a name with the grace behind it.
+func (p *play) graced(text string) (name string, grace time.Duration) {
+	p.t.Helper()
+	name, after, graced := strings.Cut(text, "~")
+	if graced {
+		grace = time.Duration(p.number(after))
+	}
+	return name, grace
 }
 
 func (p *play) named(name, text string) uint64 {

@@ -21,6 +21,9 @@ import (
 type Change struct {
 	XID   uint64
 	Scope ScopeHash
+	// Grace is for how long after the commit values from before it may still be served, labelled, in whole
+	// milliseconds up to [MaxGrace]; 0 = not at all.
+	Grace time.Duration
 }
 
 // PollResult is what one poll of the log brought.
@@ -108,17 +111,17 @@ func OpenLog(c LogConfig) (*PostgresLog, error) {
 const pollQuery = `
 select coalesce((select t.id from freshet.timeline t where t.home = t.tableoid), 0),
        pg_current_snapshot()::text, h.kept_from::text,
-       l.version, l.generations, l.xid::text, l.kind, l.namespace, l.id, l.view
+       l.version, l.generations, l.xid::text, l.kind, l.namespace, l.id, l.view, l.grace
   from freshet.horizon h
  cross join lateral (
         (select g.version::text, case when g.version::text <> $4 then g.current::text end as generations,
-                null::xid8 as xid, null::"char" as kind, null::text as namespace, null::text as id, null::text as view
+                null::xid8 as xid, null::"char" as kind, null::text as namespace, null::text as id, null::text as view, null::integer as grace
            from freshet.generations g)
         union all
-        (select null, null, xid, kind, namespace, id, view from freshet.log
+        (select null, null, xid, kind, namespace, id, view, grace from freshet.log
           where xid >= $1::xid8 and xid < pg_snapshot_xmax(pg_current_snapshot()) order by xid limit $3)
         union all
-        (select null, null, xid, kind, namespace, id, view from freshet.log where xid = any ($2::xid8[]) limit $3)
+        (select null, null, xid, kind, namespace, id, view, grace from freshet.log where xid = any ($2::xid8[]) limit $3)
        ) l`
 
 // Poll implements [Log].
@@ -174,9 +177,10 @@ func (l *PostgresLog) tryPoll(ctx context.Context, since Snapshot, limit int) (r
 		snapshot, horizon, xid    sql.RawBytes
 		version, generations      sql.RawBytes
 		kind, namespace, id, view sql.RawBytes
+		grace                     sql.NullInt64
 	)
 	for first := true; rows.Next(); first = false {
-		if err := rows.Scan(&timeline, &snapshot, &horizon, &version, &generations, &xid, &kind, &namespace, &id, &view); err != nil {
+		if err := rows.Scan(&timeline, &snapshot, &horizon, &version, &generations, &xid, &kind, &namespace, &id, &view, &grace); err != nil {
 			return PollResult{}, err
 		}
 		if first {
@@ -200,7 +204,7 @@ func (l *PostgresLog) tryPoll(ctx context.Context, since Snapshot, limit int) (r
 			result.Overrun, result.Changes = true, nil
 			break
 		}
-		change := Change{Scope: scopeHash(kind, namespace, id, view)}
+		change := Change{Scope: scopeHash(kind, namespace, id, view), Grace: time.Duration(grace.Int64) * time.Millisecond}
 		if change.XID, err = strconv.ParseUint(string(xid), 10, 64); err != nil {
 			return PollResult{}, fmt.Errorf("transaction id of a change: %w", err)
 		}

@@ -81,6 +81,13 @@ func (p *postgresTx) SetGeneration(namespace string, generation uint32) {
 	}
 }
 
+func (p *postgresTx) Grace(d time.Duration) {
+	p.t.Helper()
+	if _, err := p.tx.ExecContext(p.t.Context(), `select freshet.grace(make_interval(secs => $1))`, d.Seconds()); err != nil {
+		p.t.Fatal(err)
+	}
+}
+
 // Several processes that start at once all migrate.
 func TestMigrateConcurrently(t *testing.T) {
 	dsn, err := stacktest.Stack().Postgres.CreateDatabase(t.Context(), "t_migrate_concurrently")

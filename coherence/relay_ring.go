@@ -3,7 +3,7 @@ package coherence
 import "time"
 
 const (
-	// ringChanges bounds the changes that a ring holds, 16 bytes each.
+	// ringChanges bounds the changes that a ring holds, 24 bytes each.
 	ringChanges = maxRelayChanges
 	// ringMarks bounds the polls among them, and ringApart is the least time between two: the ring
 	// reaches back at least the product of both, unless there are too many changes.

@@ -104,6 +104,7 @@ func encodeRelayAnswer(a relayAnswer) []byte {
 	for _, c := range p.Changes {
 		b = binary.AppendUvarint(b, c.XID)
 		b = binary.BigEndian.AppendUint64(b, uint64(c.Scope))
+		b = binary.AppendUvarint(b, uint64(c.Grace.Milliseconds()))
 	}
 	return appendCheck(b, 0)
 }
@@ -130,8 +131,8 @@ func decodeRelayAnswer(b []byte) (relayAnswer, error) {
 		return relayAnswer{}, err
 	}
 	count, n := binary.Uvarint(b)
-	// Each change takes nine bytes at least: check before allocating.
-	if n <= 0 || count > maxRelayChanges || count > uint64(len(b)/9) {
+	// Each change takes ten bytes at least: check before allocating.
+	if n <= 0 || count > maxRelayChanges || count > uint64(len(b)/10) {
 		return relayAnswer{}, errRelay
 	}
 	b = b[n:]
@@ -143,8 +144,14 @@ func decodeRelayAnswer(b []byte) (relayAnswer, error) {
 		if n <= 0 || len(b) < n+8 {
 			return relayAnswer{}, errRelay
 		}
-		a.poll.Changes[i] = Change{XID: xid, Scope: ScopeHash(binary.BigEndian.Uint64(b[n:]))}
+		c := Change{XID: xid, Scope: ScopeHash(binary.BigEndian.Uint64(b[n:]))}
 		b = b[n+8:]
+		grace, n := binary.Uvarint(b)
+		if n <= 0 || grace > uint64(MaxGrace.Milliseconds()) {
+			return relayAnswer{}, errRelay
+		}
+		c.Grace = time.Duration(grace) * time.Millisecond
+		a.poll.Changes[i], b = c, b[n:]
 	}
 	if len(b) > 0 {
 		return relayAnswer{}, errRelay

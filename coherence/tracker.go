@@ -222,6 +222,26 @@ func (t *Tracker) Admit(value ScopeHash, scopes []ScopeHash, snapshot Snapshot) 
 	return true
 }
 
+// Grace reports whether a value for which [Tracker.Valid] says no lacks nothing but changes in their
+// grace, as far as this node knows, so that it may be served, labelled.
+func (t *Tracker) Grace(value ScopeHash, scopes []ScopeHash, snapshot Snapshot) (Grace, bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.dir.gracedCount == 0 || !t.dir.CheckNote(value, snapshot) {
+		return Grace{}, false
+	}
+	now := t.Now()
+	var all Grace
+	for _, scope := range scopes {
+		g, ok := t.dir.CheckGrace(scope, snapshot, now)
+		if !ok {
+			return Grace{}, false
+		}
+		all = all.and(g)
+	}
+	return all, all != Grace{}
+}
+
 func (t *Tracker) valid(value ScopeHash, scopes []ScopeHash, snapshot Snapshot) bool {
 	if !t.dir.CheckNote(value, snapshot) {
 		return false

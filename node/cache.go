@@ -44,7 +44,7 @@ const (
 	optionConsistent
 )
 
-// Within sets the freshness budget of this read, up to [MaxBudget]. 0 asks for every commit that was
+// Within sets the freshness budget of this read, up to [MaxBudget], and refuses values in their grace. 0 asks for every commit that was
 // acknowledged before the read began, at the price of a poll that concurrent reads share.
 func Within(budget time.Duration) ReadOption { return ReadOption{kind: optionBudget, duration: budget} }
 
@@ -68,6 +68,9 @@ type Entry[V any] struct {
 	Value V
 	// Fresh is the label: FRESH if true, STALE otherwise.
 	Fresh bool
+	// Grace, if it is positive, is why the answer is not FRESH: it lacks nothing but changes whose writers allow
+	// that for so long from now ([WithGrace]), and it is being loaded anew.
+	Grace time.Duration
 	// Age bounds the staleness: the answer reflects every commit older than this.
 	Age time.Duration
 	// Tier is where the answer came from.
@@ -261,19 +264,19 @@ func (c *Cache[V]) GetMany(ctx context.Context, ids []string, options ...ReadOpt
 // MaxIDs bounds the ids of one call.
 const MaxIDs = 10_000
 
-// Invalidate says that the entities changed, in a transaction of its own. The token keeps reads that
-// carry it from seeing them as they were.
-func (c *Cache[V]) Invalidate(ctx context.Context, ids ...string) (Token, error) {
-	return c.node.Invalidate(ctx, c.name.namespace, ids...)
+// Invalidate says that the entities changed, in all views, in a transaction of its own, at once or as the
+// strategies say. The token keeps reads that carry it from seeing them as they were.
+func (c *Cache[V]) Invalidate(ctx context.Context, ids []string, strategies ...Strategy) (Token, error) {
+	return c.node.Invalidate(ctx, c.name.namespace, ids, strategies...)
 }
 
 // want is what a read with the options asks for.
 func (n *Node) want(options []ReadOption) tiers.Want {
-	want := tiers.Want{Budget: n.budget, MaxStale: n.config.MaxStale}
+	want := tiers.Want{Budget: n.budget, MaxStale: n.config.MaxStale, Grace: true}
 	for i := range options {
 		switch o := &options[i]; o.kind {
 		case optionBudget:
-			want.Budget = min(max(o.duration, 0), MaxBudget)
+			want.Budget, want.Grace = min(max(o.duration, 0), MaxBudget), false
 		case optionStale:
 			want.MaxStale = min(max(o.duration, 0), MaxBudget)
 		case optionToken:
@@ -291,7 +294,7 @@ func entryOf[V any](name cacheName, token Token, r *tiers.Result[V], err error) 
 		return Entry[V]{}, wrap(name, err)
 	}
 	e := Entry[V]{
-		Value: r.Value, Fresh: r.Fresh, Age: r.Age, Tier: r.Tier, Version: r.Version, TTL: r.TTL, Token: token.Merge(r.Token()),
+		Value: r.Value, Fresh: r.Fresh, Grace: r.Grace, Age: r.Age, Tier: r.Tier, Version: r.Version, TTL: r.TTL, Token: token.Merge(r.Token()),
 	}
 	if r.Absent {
 		return e, wrap(name, ErrNotFound)

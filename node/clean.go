@@ -166,7 +166,7 @@ func (w *cleaning) take(ctx context.Context, keys []string) (taken []string, err
 	if w.invalidate == "" || len(ids) == 0 {
 		return taken, nil
 	}
-	if _, err := w.node.Invalidate(ctx, w.invalidate, ids...); err != nil {
+	if _, err := w.node.Invalidate(ctx, w.invalidate, ids); err != nil {
 		return nil, err
 	}
 	w.done.Invalidated += int64(len(ids))

@@ -61,7 +61,7 @@ func (s *site) closeTwice(r *replica, bound time.Duration) {
 	if _, err := r.things.GetMany(s.t.Context(), []string{"thing-1", "thing-2"}, node.StaleWithin(time.Hour)); !errors.Is(err, node.ErrClosed) {
 		s.t.Errorf("GetMany after Close: %v", err)
 	}
-	if _, err := r.Invalidate(s.t.Context(), "thing", "thing-1"); !errors.Is(err, node.ErrClosed) {
+	if _, err := r.Invalidate(s.t.Context(), "thing", []string{"thing-1"}); !errors.Is(err, node.ErrClosed) {
 		s.t.Errorf("a write after Close: %v", err)
 	}
 	if err := r.Ready(s.t.Context()); !errors.Is(err, node.ErrClosed) {
@@ -95,7 +95,7 @@ func TestI9CloseUnderLoad(t *testing.T) {
 					if _, err := r.things.GetMany(ctx, []string{"thing-1", "thing-2", thing(1 + i%200)}); err != nil && !errors.Is(err, node.ErrClosed) {
 						t.Errorf("GetMany: %v", err)
 					}
-					_, _ = r.Invalidate(ctx, "thing", thing(1+i%200))
+					_, _ = r.Invalidate(ctx, "thing", []string{thing(1 + i%200)})
 				}
 			}
 		})
@@ -235,7 +235,7 @@ func TestI9CloseWaitsForWrites(t *testing.T) {
 		_, err := r[0].Write(t.Context(), func(tx *node.Tx) error {
 			close(inside)
 			<-goOn
-			return tx.Invalidate("thing", "thing-1")
+			return tx.Invalidate("thing", []string{"thing-1"})
 		})
 		written <- err
 	}()
@@ -243,7 +243,7 @@ func TestI9CloseWaitsForWrites(t *testing.T) {
 	heard := r[1].Stats().HintsReceived
 	go func() { closed <- r[0].Close() }()
 	s.until("new writes are refused", func() bool {
-		_, err := r[0].Invalidate(t.Context(), "thing")
+		_, err := r[0].Invalidate(t.Context(), "thing", nil)
 		return errors.Is(err, node.ErrClosed)
 	})
 	select {

@@ -25,11 +25,14 @@ const minDutyPause = 100 * time.Millisecond
 
 // duties are those of this node, in no order. They may use all of its parts.
 func (n *Node) duties() []duty {
-	var duties []duty
-	if n.sweeper != nil {
-		duties = append(duties, duty{name: "remove old generations", every: generationsEvery, run: n.cleanGenerations})
+	var all []duty
+	if n.db != nil {
+		all = append(all, duty{name: "run what is due", every: time.Second, run: n.runDue, wake: n.due.wake})
 	}
-	return duties
+	if n.sweeper != nil {
+		all = append(all, duty{name: "remove old generations", every: generationsEvery, run: n.cleanGenerations})
+	}
+	return all
 }
 
 // startDuties sets them to work until ctx ends; n.dutyWork waits for them.

@@ -55,7 +55,7 @@ func ExampleNode_Write() {
 			if _, err := tx.ExecContext(ctx, `update products set price = 950 where id = '42'`); err != nil {
 				return err
 			}
-			return tx.Invalidate("product", "42")
+			return tx.Invalidate("product", []string{"42"})
 		})
 		if err != nil {
 			return err

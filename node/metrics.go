@@ -66,7 +66,8 @@ func collect(s Stats, out chan<- prometheus.Metric) {
 	warmSeconds := describe("warm_up_seconds_total", "Time spent in warm-ups.", "namespace", "view", "source")
 	for _, v := range s.Namespaces {
 		counter(reads, v.Fresh, v.Namespace, v.View, "fresh")
-		counter(reads, v.Stale, v.Namespace, v.View, "stale")
+		counter(reads, v.Stale-min(v.Graced, v.Stale), v.Namespace, v.View, "stale")
+		counter(reads, v.Graced, v.Namespace, v.View, "grace")
 		counter(reads, v.Errors, v.Namespace, v.View, "error")
 		counter(answers, v.L1Hits, v.Namespace, v.View, TierL1.String())
 		counter(answers, v.L2Hits, v.Namespace, v.View, TierL2.String())

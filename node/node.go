@@ -52,6 +52,8 @@ type Node struct {
 	offDuty  context.CancelFunc // ends the duties; nil = there are none
 	dutyWork sync.WaitGroup
 
+	due alarm // wakes the duty that runs what is due
+
 	writes sync.WaitGroup // and transactions of snapshots, under way; entered under mu, unless closed
 
 	mu      sync.RWMutex
@@ -94,7 +96,10 @@ func Open(ctx context.Context, c Config) (*Node, error) {
 
 // openOn starts a node on the parts, which it owns also when they come with an error.
 func openOn(c Config, provide func(*Node) (parts, error)) (*Node, error) {
-	n := &Node{config: c, id: c.id(), boot: newBoot(), budget: c.budget(), caches: map[cacheName]cache{}, warmUps: map[cacheName]*warmUp{}}
+	n := &Node{
+		config: c, id: c.id(), boot: newBoot(), budget: c.budget(), due: newAlarm(),
+		caches: map[cacheName]cache{}, warmUps: map[cacheName]*warmUp{},
+	}
 	n.life, n.end = context.WithCancel(context.Background())
 	n.log = c.logger().With("node", n.id)
 	var err error
@@ -210,6 +215,7 @@ func (n *Node) close() error {
 	}
 	if n.offDuty != nil {
 		n.offDuty()
+		n.due.stop()
 		n.dutyWork.Wait()
 	}
 	n.end()

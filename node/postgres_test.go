@@ -247,7 +247,7 @@ func TestPostgresDownAtStart(t *testing.T) {
 	if _, err := r.things.Get(t.Context(), "thing-1"); err == nil {
 		t.Error("a value without Postgres")
 	}
-	if _, err := r.Invalidate(t.Context(), "thing", "thing-1"); err == nil {
+	if _, err := r.Invalidate(t.Context(), "thing", []string{"thing-1"}); err == nil {
 		t.Error("a write without Postgres")
 	}
 	short, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)

@@ -134,7 +134,7 @@ func TestTags(t *testing.T) {
 	if err != nil || len(entries) != len(ids) {
 		t.Fatalf("%d entries, %v", len(entries), err)
 	}
-	if _, err := r.InvalidateTag(t.Context(), "kind:kind-0"); err != nil {
+	if _, err := r.InvalidateTag(t.Context(), []string{"kind:kind-0"}); err != nil {
 		t.Fatal(err)
 	}
 	before := r.Stats().Namespaces[0].Loads

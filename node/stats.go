@@ -91,6 +91,7 @@ type NamespaceStats struct {
 	Reads      uint64 `json:"reads"`
 	Fresh      uint64 `json:"fresh"`
 	Stale      uint64 `json:"stale"`
+	Graced     uint64 `json:"graced"` // of Stale, since the changes that they lacked have a grace
 	Errors     uint64 `json:"errors"`
 	L1Hits     uint64 `json:"l1_hits"`
 	L2Hits     uint64 `json:"l2_hits"`
@@ -176,7 +177,7 @@ func (n *Node) cacheStats() []namedStats {
 func (s namedStats) json() NamespaceStats {
 	return NamespaceStats{
 		Namespace: s.name.namespace, View: s.name.view,
-		Reads: s.Reads, Fresh: s.Fresh, Stale: s.Stale, Errors: s.Errors,
+		Reads: s.Reads, Fresh: s.Fresh, Stale: s.Stale, Graced: s.Graced, Errors: s.Errors,
 		L1Hits: s.L1Hits, L2Hits: s.L2Hits, OwnerHits: s.OwnerHits, SourceHits: s.SourceHits, Negative: s.Negative,
 		Loads: s.Loads, LoadErrors: s.LoadErrors, LoadSeconds: s.LoadTime.Seconds(), Coalesced: s.Coalesced,
 		CutThrough: s.CutThrough, Rejected: s.Rejected, Unusable: s.Unusable, FillErrors: s.FillErrors,

@@ -112,7 +112,7 @@ func TestNastyIDs(t *testing.T) {
 	}
 	// Each can be written and is seen.
 	for _, id := range ids[90:] {
-		if _, err := r[0].things.Invalidate(t.Context(), id); err != nil {
+		if _, err := r[0].things.Invalidate(t.Context(), []string{id}); err != nil {
 			t.Errorf("invalidate %q: %v", id, err)
 		}
 	}

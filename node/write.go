@@ -20,33 +20,31 @@ import (
 type Tx struct {
 	*sqlx.Tx
 	ctx context.Context //nolint:containedctx // a Tx lives within one call of Write, whose context it is
+	due time.Duration   // after which the first of what it scheduled is due; 0 = nothing is
 }
 
-// Invalidate says that the entities change with this transaction. Without ids it says nothing.
-func (tx *Tx) Invalidate(namespace string, ids ...string) error {
-	if len(ids) == 0 {
-		return nil
-	}
-	return tx.log(`select freshet.invalidate($1, variadic $2)`, namespace, pq.StringArray(ids))
+// Invalidate says that the entities change with this transaction, at once or as the strategies say.
+// Without ids it says nothing, [NextGeneration] excepted.
+func (tx *Tx) Invalidate(namespace string, ids []string, strategies ...Strategy) error {
+	return tx.invalidate(what{coherence.KindEntity, namespace, ids}, strategies)
 }
 
-// InvalidateView says that one view of an entity changes with this transaction.
-func (tx *Tx) InvalidateView(namespace, id, view string) error {
-	return tx.log(`select freshet.invalidate_view($1, $2, $3)`, namespace, id, view)
+// InvalidateTag says that every entry with one of the tags changes with this transaction, at once or as
+// the strategies say. Without tags it says nothing.
+func (tx *Tx) InvalidateTag(tags []string, strategies ...Strategy) error {
+	return tx.invalidate(what{coherence.KindTag, "", tags}, strategies)
 }
 
-// InvalidateTag says that every entry with one of the tags changes with this transaction. Without tags
-// it says nothing.
-func (tx *Tx) InvalidateTag(tags ...string) error {
-	if len(tags) == 0 {
-		return nil
-	}
-	return tx.log(`select freshet.invalidate_tag(variadic $1)`, pq.StringArray(tags))
+// InvalidateNamespace says that every entry of the namespace changes with this transaction, at once or as
+// the strategies say.
+func (tx *Tx) InvalidateNamespace(namespace string, strategies ...Strategy) error {
+	return tx.invalidate(what{coherence.KindNamespace, namespace, []string{""}}, strategies)
 }
 
-// InvalidateNamespace says that every entry of the namespace changes with this transaction.
-func (tx *Tx) InvalidateNamespace(namespace string) error {
-	return tx.log(`select freshet.invalidate_namespace($1)`, namespace)
+// Grace is [WithGrace] for all that changes with this transaction from here on, the rows of watched tables
+// among it; 0 = no grace any more. At most [MaxGrace].
+func (tx *Tx) Grace(d time.Duration) error {
+	return tx.log(`select freshet.grace(make_interval(secs => $1))`, d.Seconds())
 }
 
 func (tx *Tx) log(query string, args ...any) error {
@@ -89,13 +87,15 @@ func (n *Node) transact(ctx context.Context, f func(tx *Tx) error) (written, err
 		return written{}, err
 	}
 	defer tx.Rollback() // nothing to roll back after a commit
-	if err := f(&Tx{Tx: tx, ctx: ctx}); err != nil {
+	t := &Tx{Tx: tx, ctx: ctx}
+	if err := f(t); err != nil {
 		return written{}, err
 	}
 	w, err := changesOf(ctx, tx)
 	if err != nil {
 		return written{}, err
 	}
+	w.due, w.since = t.due, n.tracker.Now()
 	err = tx.Commit()
 	if refused(err) {
 		return written{}, err
@@ -106,19 +106,19 @@ func (n *Node) transact(ctx context.Context, f func(tx *Tx) error) (written, err
 	return w, nil
 }
 
-// Invalidate says that the entities changed, in a transaction of its own.
-func (n *Node) Invalidate(ctx context.Context, namespace string, ids ...string) (Token, error) {
-	return n.Write(ctx, func(tx *Tx) error { return tx.Invalidate(namespace, ids...) })
+// Invalidate is [Tx.Invalidate] in a transaction of its own.
+func (n *Node) Invalidate(ctx context.Context, namespace string, ids []string, strategies ...Strategy) (Token, error) {
+	return n.Write(ctx, func(tx *Tx) error { return tx.Invalidate(namespace, ids, strategies...) })
 }
 
-// InvalidateTag says that every entry with one of the tags changed, in a transaction of its own.
-func (n *Node) InvalidateTag(ctx context.Context, tags ...string) (Token, error) {
-	return n.Write(ctx, func(tx *Tx) error { return tx.InvalidateTag(tags...) })
+// InvalidateTag is [Tx.InvalidateTag] in a transaction of its own.
+func (n *Node) InvalidateTag(ctx context.Context, tags []string, strategies ...Strategy) (Token, error) {
+	return n.Write(ctx, func(tx *Tx) error { return tx.InvalidateTag(tags, strategies...) })
 }
 
-// InvalidateNamespace says that every entry of the namespace changed, in a transaction of its own.
-func (n *Node) InvalidateNamespace(ctx context.Context, namespace string) (Token, error) {
-	return n.Write(ctx, func(tx *Tx) error { return tx.InvalidateNamespace(namespace) })
+// InvalidateNamespace is [Tx.InvalidateNamespace] in a transaction of its own.
+func (n *Node) InvalidateNamespace(ctx context.Context, namespace string, strategies ...Strategy) (Token, error) {
+	return n.Write(ctx, func(tx *Tx) error { return tx.InvalidateNamespace(namespace, strategies...) })
 }
 
 // refused reports whether the server said that the transaction is rolled back. Any other error of a
@@ -141,6 +141,11 @@ type written struct {
 	scopes        []coherence.Scope
 	// many: there were more than maxWritten scopes, and scopes is not all of them.
 	many bool
+	// graced are the scopes whose changes have a grace, by their grace; they are not among scopes. The
+	// commit was sent after since.
+	graced map[time.Duration][]coherence.Scope
+	since  coherence.Instant
+	due    time.Duration // after which the first of what it scheduled is due; 0 = nothing is
 }
 
 // maxWritten bounds the scopes of one write that are told one by one; what goes beyond is found by
@@ -155,52 +160,68 @@ func changesOf(ctx context.Context, tx *sqlx.Tx) (written, error) {
 		return w, err
 	}
 	rows, err := tx.QueryContext(ctx, fmt.Sprintf(`
-select freshet.current_timeline(), pg_current_xact_id_if_assigned()::text::bigint, l.kind, l.namespace, l.id, l.view
+select freshet.current_timeline(), pg_current_xact_id_if_assigned()::text::bigint, l.kind, l.namespace, l.id, l.view, l.grace
   from (select 1) one left join lateral (
-       select kind, namespace, id, view from freshet.log where xid = pg_current_xact_id_if_assigned() limit %d
+       select kind, namespace, id, view, grace from freshet.log where xid = pg_current_xact_id_if_assigned() limit %d
   ) l on true`, maxWritten+1))
 	if err != nil {
 		return w, fmt.Errorf("read back what changed: %w", err)
 	}
 	defer rows.Close()
-	for rows.Next() {
+	for told := 0; rows.Next(); told++ {
 		var timeline int64
-		var xid sql.NullInt64
+		var xid, grace sql.NullInt64
 		var kind, namespace, id, view sql.NullString
-		if err := rows.Scan(&timeline, &xid, &kind, &namespace, &id, &view); err != nil {
+		if err := rows.Scan(&timeline, &xid, &kind, &namespace, &id, &view, &grace); err != nil {
 			return w, fmt.Errorf("read back what changed: %w", err)
 		}
 		w.timeline, w.xid = uint64(timeline), uint64(xid.Int64)
 		if kind.String == "" {
 			continue
 		}
-		if len(w.scopes) == maxWritten {
+		if told == maxWritten {
 			w.many = true
 			break
 		}
-		w.scopes = append(w.scopes, coherence.Scope{
-			Kind: coherence.Kind(kind.String[0]), Namespace: namespace.String, ID: id.String, View: view.String,
-		})
+		scope := coherence.Scope{Kind: coherence.Kind(kind.String[0]), Namespace: namespace.String, ID: id.String, View: view.String}
+		if grace.Int64 == 0 || scope.Kind == coherence.KindGenerations { // which have none
+			w.scopes = append(w.scopes, scope)
+			continue
+		}
+		if w.graced == nil {
+			w.graced = map[time.Duration][]coherence.Scope{}
+		}
+		d := time.Duration(grace.Int64) * time.Millisecond
+		w.graced[d] = append(w.graced[d], scope)
 	}
 	return w, rows.Err()
 }
 
 // changed tells of a commit: this replica first, then the others, then the space in L2.
 func (n *Node) changed(ctx context.Context, w written) {
-	if len(w.scopes) == 0 {
+	if w.due > 0 {
+		n.due.set(w.due)
+	}
+	if len(w.scopes)+len(w.graced) == 0 {
 		return
 	}
 	n.counts.writes.Add(1)
-	event := coherence.Wrote{Timeline: w.timeline, XID: w.xid, Scopes: make([]coherence.ScopeHash, len(w.scopes))}
-	for i, scope := range w.scopes {
-		event.Scopes[i] = scope.Hash()
-	}
 	unlisted := w.many || w.regenerates()
 	if unlisted {
 		// Too many to list, or what only a poll can tell: nothing is proven here until a poll that is sent
 		// from now on.
 		n.tracker.Observe(coherence.Wrote{})
 	}
+	// The others hear by polling of what has a grace: it is not urgent.
+	for grace, scopes := range w.graced {
+		event := coherence.Wrote{Timeline: w.timeline, XID: w.xid, Scopes: hashesOf(scopes), Grace: grace, Since: w.since}
+		n.tracker.Observe(event)
+		n.own.Wrote(n.tracker.Now(), event.Scopes, unlisted)
+	}
+	if len(w.scopes) == 0 {
+		return
+	}
+	event := coherence.Wrote{Timeline: w.timeline, XID: w.xid, Scopes: hashesOf(w.scopes)}
 	n.tracker.Observe(event)
 	n.own.Wrote(n.tracker.Now(), event.Scopes, unlisted)
 	if n.bus != nil {
@@ -212,6 +233,14 @@ func (n *Node) changed(ctx context.Context, w written) {
 	if w.regenerates() {
 		n.follow(ctx)
 	}
+}
+
+func hashesOf(scopes []coherence.Scope) []coherence.ScopeHash {
+	hashes := make([]coherence.ScopeHash, len(scopes))
+	for i, scope := range scopes {
+		hashes[i] = scope.Hash()
+	}
+	return hashes
 }
 
 // maxUnlink bounds the keys removed from L2 after one write.

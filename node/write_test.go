@@ -98,7 +98,7 @@ func TestI5ReplicaKilledInMidWrite(t *testing.T) {
 				}
 			}
 			// Its lock is gone with it.
-			if _, err := r[0].Invalidate(t.Context(), "thing", "thing-1"); err != nil {
+			if _, err := r[0].Invalidate(t.Context(), "thing", []string{"thing-1"}); err != nil {
 				t.Error(err)
 			}
 		})
@@ -260,7 +260,7 @@ func TestI2StaleAnswersHaveOwnWrites(t *testing.T) {
 	// thing-1 itself, and by its tag thing-2 and thing-12.
 	var want int64
 	token, err := r[0].Write(t.Context(), func(tx *node.Tx) error {
-		return errors.Join(tx.InvalidateTag("kind:kind-2"), tx.GetContext(t.Context(), &want, nextRevision, "thing-1"))
+		return errors.Join(tx.InvalidateTag([]string{"kind:kind-2"}), tx.GetContext(t.Context(), &want, nextRevision, "thing-1"))
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -301,7 +301,7 @@ func TestForgedTokensAreHarmless(t *testing.T) {
 	if text := e.Token.String(); text == "" || len(text) > 2048 {
 		t.Errorf("a token of %d bytes", len(text))
 	}
-	own, err := r.Invalidate(t.Context(), "thing", "thing-1")
+	own, err := r.Invalidate(t.Context(), "thing", []string{"thing-1"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -356,7 +356,7 @@ func TestWritesThatFail(t *testing.T) {
 	r := s.openReady(1)[0]
 	boom := errors.New("boom")
 	if _, err := r.Write(t.Context(), func(tx *node.Tx) error {
-		return errors.Join(tx.Invalidate("thing", "thing-1"), boom)
+		return errors.Join(tx.Invalidate("thing", []string{"thing-1"}), boom)
 	}); !errors.Is(err, boom) {
 		t.Errorf("a failing write: %v", err)
 	}
@@ -380,11 +380,11 @@ func TestWritesThatFail(t *testing.T) {
 		name string
 		f    func(tx *node.Tx) error
 	}{
-		{"no namespace", func(tx *node.Tx) error { return tx.Invalidate("", "1") }},
-		{"no id", func(tx *node.Tx) error { return tx.Invalidate("thing", "") }},
-		{"no tag", func(tx *node.Tx) error { return tx.InvalidateTag("") }},
-		{"no view", func(tx *node.Tx) error { return tx.InvalidateView("thing", "1", "") }},
-		{"a zero byte", func(tx *node.Tx) error { return tx.Invalidate("thing", "a\x00b") }},
+		{"no namespace", func(tx *node.Tx) error { return tx.Invalidate("", []string{"1"}) }},
+		{"no id", func(tx *node.Tx) error { return tx.Invalidate("thing", []string{""}) }},
+		{"no tag", func(tx *node.Tx) error { return tx.InvalidateTag([]string{""}) }},
+		{"no view", func(tx *node.Tx) error { return tx.Invalidate("thing", []string{"1"}, node.View("")) }},
+		{"a zero byte", func(tx *node.Tx) error { return tx.Invalidate("thing", []string{"a\x00b"}) }},
 	} {
 		if _, err := r.Write(t.Context(), c.f); err == nil {
 			t.Errorf("%s: accepted", c.name)
@@ -393,7 +393,7 @@ func TestWritesThatFail(t *testing.T) {
 	if token, err := r.Write(t.Context(), func(tx *node.Tx) error { return nil }); err != nil || !token.IsZero() {
 		t.Errorf("a write of nothing: %v, %v", token, err)
 	}
-	if _, err := r.Invalidate(t.Context(), "thing"); err != nil {
+	if _, err := r.Invalidate(t.Context(), "thing", nil); err != nil {
 		t.Errorf("invalidate nothing: %v", err)
 	}
 	if e := s.get(r, "thing-1", node.Within(0)); e.Value.Name != "name 1" {

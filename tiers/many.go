@@ -41,16 +41,20 @@ func (c *Cache[V]) lookupMany(ctx context.Context, ids []string, places []int, r
 		}
 	}
 	unproven := c.prove(ctx, ids[places[0]], r)
-	var open []int // places without an answer
+	var open, graced []int // places without an answer, and with one in its grace
 	for _, place := range places {
 		if err := c.checkID(ids[place]); err != nil {
 			end(place, Result[V]{}, err)
 		} else if answer, ok := c.near(ids[place], r, unproven); ok {
+			if answer.Grace > 0 {
+				graced = append(graced, place)
+			}
 			end(place, answer, nil)
 		} else {
 			open = append(open, place)
 		}
 	}
+	c.flyAll(ids, graced, r)
 	last := make(map[int]*item[V], len(open)) // place -> what the flight before brought
 	for range maxAttempts {
 		flights := c.flyAll(ids, open, r)

@@ -92,6 +92,29 @@ func (c *Cache[V]) label(it *item[V], tier Tier, r *reading) (Result[V], bool) {
 	return it.result(tier, true, now.Sub(as), now, poll), true
 }
 
+// graced answers from L1 with a value that lacks nothing but changes in their grace, if the reader takes
+// it. What the node knows must be as recent as for a FRESH answer, and the token needs no more than the
+// value itself.
+func (c *Cache[V]) graced(id string, r *reading) (Result[V], bool) {
+	if !r.Grace {
+		return Result[V]{}, false
+	}
+	it, _ := c.l1.get(id)
+	if it == nil {
+		return Result[V]{}, false
+	}
+	poll := c.Tracker.Latest()
+	grace, ok := c.Tracker.Grace(it.scopes[viewScope], it.scopes, it.snapshot)
+	now := c.Tracker.Now()
+	if !ok || now >= grace.Until || now >= it.expires || !r.proven(poll, now) || !r.Token.SeenBy(it.snapshot) {
+		return Result[V]{}, false
+	}
+	as := max(it.loaded, min(grace.Since, poll.Sent))
+	answer := it.result(TierL1, false, now.Sub(as), now, poll)
+	answer.Grace = grace.Until.Sub(now)
+	return answer, true
+}
+
 // revalidate reports whether the item is valid as far as the node knows, and notes that it is.
 func (c *Cache[V]) revalidate(it *item[V]) bool {
 	sum := c.stamps.Sum(&it.stamps) // before the checks: what comes in between shows next time

@@ -63,6 +63,9 @@ type Want struct {
 	Token coherence.Token
 	// Consistent: several values are of one moment, all FRESH; see [ReadTogether].
 	Consistent bool
+	// Grace: the reader takes a value that lacks nothing but changes in their grace, at once, while it is
+	// loaded anew in the background. It is not labelled FRESH.
+	Grace bool
 }
 
 // Result is an answer. Its fields describe the moment at which it was checked.
@@ -79,6 +82,9 @@ type Result[V any] struct {
 	Version uint64
 	// TTL is what is left of the entry's time to live.
 	TTL time.Duration
+	// Grace is what is left of the grace of the changes that the answer lacks; 0 = it was not given for
+	// that. Every commit older than Age is reflected all the same.
+	Grace time.Duration
 	// Tags are the hashes of the entry's tags; not to be changed.
 	Tags []coherence.ScopeHash
 
@@ -333,6 +339,9 @@ func (c *Cache[V]) lookup(ctx context.Context, id string, r *reading) (Result[V]
 	}
 	unproven := c.prove(ctx, id, r)
 	if answer, ok := c.near(id, r, unproven); ok {
+		if answer.Grace > 0 {
+			c.flyAll([]string{id}, []int{0}, r)
+		}
 		return c.count(answer, nil)
 	}
 	var last *item[V]
@@ -355,7 +364,8 @@ func (c *Cache[V]) lookup(ctx context.Context, id string, r *reading) (Result[V]
 	return c.count(c.giveUp(id, last, r, failed, unproven))
 }
 
-// near answers from L1: FRESH, or STALE if it is known that nothing can be proven.
+// near answers from L1: FRESH, or in its grace, whereupon the caller must start a flight; or STALE if it is
+// known that nothing can be proven.
 func (c *Cache[V]) near(id string, r *reading, unproven error) (Result[V], bool) {
 	if c.life.Err() != nil {
 		return Result[V]{}, false
@@ -364,7 +374,7 @@ func (c *Cache[V]) near(id string, r *reading, unproven error) (Result[V], bool)
 		return answer, true
 	}
 	if unproven == nil {
-		return Result[V]{}, false
+		return c.graced(id, r)
 	}
 	return c.stale(id, nil, r)
 }

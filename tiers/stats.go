@@ -9,6 +9,7 @@ import (
 type counts struct {
 	fresh     atomic.Uint64 // of reads that were no plain hit in L1
 	stale     atomic.Uint64
+	graced    atomic.Uint64 // of stale
 	errors    atomic.Uint64
 	byTier    [TierSource + 1]atomic.Uint64 // of those, answers by tier
 	absent    atomic.Uint64                 // of those
@@ -31,6 +32,9 @@ func (c *Cache[V]) count(r Result[V], err error) (Result[V], error) {
 		c.counts.fresh.Add(1)
 	default:
 		c.counts.stale.Add(1)
+		if r.Grace > 0 {
+			c.counts.graced.Add(1)
+		}
 	}
 	c.counts.byTier[r.Tier].Add(1)
 	if r.Absent {
@@ -44,6 +48,8 @@ type Stats struct {
 	L1 L1Stats
 	// Reads and their outcomes: Reads = Fresh + Stale + Errors.
 	Reads, Fresh, Stale, Errors uint64
+	// Graced are those of Stale that were given since the changes they lack have a grace.
+	Graced uint64
 	// Answers by tier; they sum up to Reads - Errors. Negative are the answers "absent" among them.
 	L1Hits, L2Hits, OwnerHits, SourceHits, Negative uint64
 	// Loads are ids asked of the source; LoadTime all of it together.
@@ -60,7 +66,7 @@ func (c *Cache[V]) Stats() Stats {
 	n := &c.counts
 	l1 := c.l1.stats()
 	s := Stats{
-		L1: l1, Fresh: l1.Hits + n.fresh.Load(), Stale: n.stale.Load(), Errors: n.errors.Load(),
+		L1: l1, Fresh: l1.Hits + n.fresh.Load(), Stale: n.stale.Load(), Graced: n.graced.Load(), Errors: n.errors.Load(),
 		L1Hits: l1.Hits + n.byTier[TierL1].Load(), L2Hits: n.byTier[TierL2].Load(),
 		OwnerHits: n.byTier[TierOwner].Load(), SourceHits: n.byTier[TierSource].Load(),
 		Negative: l1.Absences + n.absent.Load(), Loads: n.loads.Load(), LoadErrors: n.loadErrs.Load(),

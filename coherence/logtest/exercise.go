@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/freshet-cache/freshet/cluster"
 	"github.com/freshet-cache/freshet/coherence"
@@ -25,6 +26,8 @@ type Transaction interface {
 	Change(scopes ...coherence.Scope)
 	// SetGeneration gives the namespace, "" for all, a generation with the transaction.
 	SetGeneration(namespace string, generation uint32)
+	// Grace is that of what changes from here on, in whole milliseconds; 0 = none.
+	Grace(d time.Duration)
 	Commit()
 	Rollback()
 }
@@ -37,6 +40,7 @@ func Exercise(t *testing.T, open func(t *testing.T) (coherence.Log, Writer)) {
 		"NothingTwice":    nothingTwice,
 		"LateCommit":      lateCommit,
 		"Rollback":        rollback,
+		"Grace":           graces,
 		"LongTransaction": longTransaction,
 		"Histories":       histories,
 		"Overrun":         overrun,
@@ -143,6 +147,32 @@ func rollback(_ *testing.T, r *reader) {
 	r.want(map[uint64]int{})
 	if !r.last.Snapshot.Sees(tx.XID()) {
 		r.t.Errorf("%s does not see transaction %d, which has ended", r.last.Snapshot, tx.XID())
+	}
+}
+
+func graces(t *testing.T, r *reader) {
+	t.Helper()
+	tx := r.Begin(t)
+	tx.Change(coherence.Entity("n", "before"))
+	tx.Grace(1500 * time.Millisecond)
+	tx.Change(coherence.Entity("n", "with"))
+	tx.Grace(0)
+	tx.Change(coherence.Entity("n", "after"))
+	tx.Commit()
+	r.want(map[uint64]int{tx.XID(): 3})
+	for _, c := range r.last.Changes {
+		want := time.Duration(0)
+		if c.Scope == coherence.Entity("n", "with").Hash() {
+			want = 1500 * time.Millisecond
+		}
+		if c.Grace != want {
+			t.Errorf("a change has a grace of %v, want %v", c.Grace, want)
+		}
+	}
+	r.commit(coherence.Entity("n", "next"))
+	r.poll()
+	if got := r.last.Changes[0].Grace; got != 0 {
+		t.Errorf("the next transaction has a grace of %v", got)
 	}
 }
 

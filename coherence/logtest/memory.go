@@ -215,7 +215,8 @@ type Tx struct {
 	log      *Memory
 	xid      uint64
 	timeline uint64
-	scopes   []coherence.Scope
+	changes  []coherence.Change
+	grace    time.Duration
 	numbers  map[string]uint32 // generations that it sets; nil = none
 }
 
@@ -223,7 +224,14 @@ type Tx struct {
 func (tx *Tx) XID() uint64 { return tx.xid }
 
 // Change says that scopes change with the transaction.
-func (tx *Tx) Change(scopes ...coherence.Scope) { tx.scopes = append(tx.scopes, scopes...) }
+func (tx *Tx) Change(scopes ...coherence.Scope) {
+	for _, scope := range scopes {
+		tx.changes = append(tx.changes, coherence.Change{XID: tx.xid, Scope: scope.Hash(), Grace: tx.grace})
+	}
+}
+
+// Grace is that of what changes from here on; 0 = none.
+func (tx *Tx) Grace(d time.Duration) { tx.grace = d }
 
 // SetGeneration gives the namespace, "" for all, a generation with the transaction, and says so.
 func (tx *Tx) SetGeneration(namespace string, generation uint32) {
@@ -235,12 +243,12 @@ func (tx *Tx) SetGeneration(namespace string, generation uint32) {
 }
 
 // Commit ends the transaction. It does nothing after a crash or when the transaction has ended.
-func (tx *Tx) Commit() { tx.end(tx.scopes, tx.numbers) }
+func (tx *Tx) Commit() { tx.end(tx.changes, tx.numbers) }
 
 // Rollback ends the transaction without its changes.
 func (tx *Tx) Rollback() { tx.end(nil, nil) }
 
-func (tx *Tx) end(scopes []coherence.Scope, numbers map[string]uint32) {
+func (tx *Tx) end(changes []coherence.Change, numbers map[string]uint32) {
 	m := tx.log
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -250,9 +258,7 @@ func (tx *Tx) end(scopes []coherence.Scope, numbers map[string]uint32) {
 	}
 	m.open = slices.Delete(m.open, i, i+1)
 	m.xmax = max(m.xmax, tx.xid+1)
-	for _, scope := range scopes {
-		m.rows = append(m.rows, coherence.Change{XID: tx.xid, Scope: scope.Hash()})
-	}
+	m.rows = append(m.rows, changes...)
 	if len(numbers) > 0 {
 		maps.Copy(m.numbers, numbers)
 		m.changed++

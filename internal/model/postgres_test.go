@@ -1,6 +1,7 @@
 package model
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"errors"
@@ -221,7 +222,7 @@ func polled(r coherence.PollResult, err error) string {
 		return err.Error()
 	}
 	slices.SortFunc(r.Changes, func(a, b coherence.Change) int {
-		return strings.Compare(fmt.Sprint(a.XID, a.Scope), fmt.Sprint(b.XID, b.Scope))
+		return strings.Compare(fmt.Sprint(a.XID, a.Scope, a.Grace), fmt.Sprint(b.XID, b.Scope, b.Grace))
 	})
 	return fmt.Sprint(text(r.Snapshot, nil), text(r.Horizon, nil), r.Changes, r.Overrun, r.Snapshot.Timeline != 0,
 		r.Generations.Of("product"), r.Generations.Of("other"))
@@ -429,9 +430,9 @@ func (d *difference) do(s step) string {
 		return actual(`begin`, nil)
 	case doInvalidate:
 		scopes := []coherence.Scope{coherence.Entity("other", "1"), coherence.Tag("by hand")}
-		err := tx.Invalidate(scopes...)
+		err := cmp.Or(tx.Grace(2*time.Second), tx.Invalidate(scopes...))
 		model := outcome(1, err)
-		return d.both(s.conn, `invalidate`, model, d.server.exec(s.conn, `select freshet.invalidate('other', '1', '1'), freshet.invalidate_tag('by hand')`))
+		return d.both(s.conn, `invalidate`, model, d.server.exec(s.conn, `select freshet.grace('2 s'), freshet.invalidate('other', '1', '1'), freshet.invalidate_tag('by hand')`))
 	case doSavepoint:
 		return actual(`savepoint s`, tx.Savepoint())
 	case doRelease:

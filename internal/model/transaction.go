@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"slices"
 	"strconv"
+	"time"
 
 	"github.com/freshet-cache/freshet/coherence"
 )
@@ -21,8 +22,10 @@ type Tx[R any] struct {
 
 	changes []change[R]
 	log     []coherence.Scope
-	points  []savepoint // the innermost last
-	highest uint64      // the highest id of its subtransactions that did not fail
+	graces  []time.Duration // of log
+	grace   time.Duration   // of what is logged from here on
+	points  []savepoint     // the innermost last
+	highest uint64          // the highest id of its subtransactions that did not fail
 
 	used      bool // the table
 	failed    bool
@@ -47,6 +50,7 @@ type savepoint struct {
 	xid          uint64 // of the subtransaction; 0 = it has written nothing
 	highest      uint64 // the highest of it and those in it
 	used         bool
+	grace        time.Duration
 }
 
 // statement is one that changes the table.
@@ -196,12 +200,21 @@ func (t *Tx[R]) Invalidate(scopes ...coherence.Scope) error {
 	return nil
 }
 
+// Grace is that of what changes from here on, as freshet.grace sets it; 0 = none.
+func (t *Tx[R]) Grace(d time.Duration) error {
+	if err := t.usable(); err != nil {
+		return err
+	}
+	t.grace = d
+	return nil
+}
+
 // Savepoint marks the present state.
 func (t *Tx[R]) Savepoint() error {
 	if err := t.usable(); err != nil {
 		return err
 	}
-	t.points = append(t.points, savepoint{changes: len(t.changes), log: len(t.log), used: t.used})
+	t.points = append(t.points, savepoint{changes: len(t.changes), log: len(t.log), used: t.used, grace: t.grace})
 	return nil
 }
 
@@ -248,7 +261,7 @@ func (t *Tx[R]) Cancel() {
 func (t *Tx[R]) undoPoint() {
 	point := &t.points[len(t.points)-1]
 	t.undo(point.changes)
-	t.log = t.log[:point.log]
+	t.log, t.graces, t.grace = t.log[:point.log], t.graces[:point.log], point.grace
 	if t.used && !point.used {
 		t.unuse()
 	}
@@ -550,6 +563,7 @@ func (t *Tx[R]) logs(set scopeSet) {
 	if len(set.list) > 0 {
 		t.write()
 		t.log = append(t.log, set.list...)
+		t.graces = append(t.graces, slices.Repeat([]time.Duration{t.grace}, len(set.list))...)
 	}
 }
 
@@ -669,7 +683,7 @@ func (t *Tx[R]) end(well bool) {
 	t.committed = true
 	changes := make([]coherence.Change, len(t.log))
 	for i, scope := range t.log {
-		changes[i] = coherence.Change{XID: t.xid, Scope: scope.Hash()}
+		changes[i] = coherence.Change{XID: t.xid, Scope: scope.Hash(), Grace: t.graces[i]}
 	}
 	p.log = slices.Insert(p.log, p.logFrom(t.xid+1), changes...)
 }

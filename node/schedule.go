@@ -1,0 +1,156 @@
+package node
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"time"
+)
+
+// BatchStats describes a named batch of changes that wait in Postgres, see [Batch].
+type BatchStats struct {
+	Name    string    `json:"name" db:"name"`
+	Entries int64     `json:"entries" db:"entries"` // changes in it, with repetitions
+	Due     time.Time `json:"due,omitzero"`         // when it runs by itself, on Postgres' clock; zero = it does not
+	Since   time.Time `json:"since" db:"since"`     // of its first change
+}
+
+// MaxBatches bounds the batches that [Node.Batches] lists.
+const MaxBatches = 1000
+
+// Batches lists the batches that have something in them, by name, at most [MaxBatches].
+func (n *Node) Batches(ctx context.Context) ([]BatchStats, error) {
+	var rows []struct {
+		BatchStats
+		DueAt sql.NullTime `db:"due"`
+	}
+	err := n.db.SelectContext(ctx, &rows, fmt.Sprintf(`select name, entries, due, since from freshet.batches order by name limit %d`, MaxBatches))
+	if err != nil {
+		return nil, &Error{Op: "read", Err: fmt.Errorf("batches: %w", err)}
+	}
+	batches := make([]BatchStats, len(rows))
+	for i, r := range rows {
+		batches[i] = r.BatchStats
+		batches[i].Due = r.DueAt.Time
+	}
+	return batches, nil
+}
+
+// RunBatch runs what is in the batch by now, a thousand entries in a transaction, and returns how many that
+// were; 0 = there is no such batch. With an error it may have run some. What another replica is running at
+// the same time is done, too, when it returns.
+func (n *Node) RunBatch(ctx context.Context, name string) (int64, error) {
+	var all int64
+	for {
+		ran, err := n.runSome(ctx, `select freshet.run_batch($1, $2)`, name, runAtMost)
+		if all += ran; err != nil || ran < runAtMost {
+			return all, err
+		}
+	}
+}
+
+// DropBatch drops what is in the batch by now and returns how many entries that were; 0 = there is no such
+// batch.
+func (n *Node) DropBatch(ctx context.Context, name string) (int64, error) {
+	return n.runSome(ctx, `select freshet.drop_batch($1)`, name)
+}
+
+// runAtMost bounds the entries that are run in one transaction.
+const runAtMost = 1000
+
+// runSome runs one of the functions in Postgres that return a number of entries, and tells of what changed
+// by it as of any write.
+func (n *Node) runSome(ctx context.Context, query string, args ...any) (entries int64, err error) {
+	_, err = n.Write(ctx, func(tx *Tx) error { return tx.GetContext(ctx, &entries, query, args...) })
+	if err != nil {
+		entries = 0
+	}
+	return entries, err
+}
+
+// lookers is about how many replicas look each second for what is due, however many there are.
+const lookers = 4
+
+// runDue runs what is due: the duty of every replica.
+func (n *Node) runDue(ctx context.Context) error {
+	if !n.due.rang() && n.members != nil {
+		if m := len(n.members.View().Members); m > lookers && rand.IntN(m) >= lookers {
+			return nil
+		}
+	}
+	var due bool
+	if err := n.db.GetContext(ctx, &due, `select exists (select from freshet.scheduled where due <= clock_timestamp())`); err != nil || !due {
+		return err
+	}
+	for {
+		ran, err := n.runSome(ctx, `select freshet.run_due($1)`, runAtMost)
+		switch {
+		case errors.Is(err, ErrClosed):
+			return nil
+		case err != nil || ran < runAtMost:
+			return err
+		}
+	}
+}
+
+// alarm wakes a duty when something is due of which this node knows. It keeps the first time only: what
+// comes after it is found by the duty's regular runs. It is safe for concurrent use.
+type alarm struct {
+	wake chan struct{} // sent when it rings, never closed
+
+	mu      sync.Mutex
+	timer   *time.Timer // nil = never set
+	at      time.Time   // when it rings; zero = it is not set
+	ringing bool        // it has rung since rang was called
+	stopped bool
+}
+
+func newAlarm() alarm { return alarm{wake: make(chan struct{}, 1)} }
+
+// set has it ring after so long at the latest.
+func (a *alarm) set(d time.Duration) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	at := time.Now().Add(d)
+	if a.stopped || (!a.at.IsZero() && !at.Before(a.at)) {
+		return
+	}
+	a.at = at
+	if a.timer == nil {
+		a.timer = time.AfterFunc(d, a.ring)
+	} else {
+		a.timer.Reset(d)
+	}
+}
+
+func (a *alarm) ring() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.at, a.ringing = time.Time{}, true
+	select {
+	case a.wake <- struct{}{}:
+	default: // it is about to run already
+	}
+}
+
+// rang reports whether it has rung since the last call.
+func (a *alarm) rang() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	rang := a.ringing
+	a.ringing = false
+	return rang
+}
+
+// stop has it never ring again.
+func (a *alarm) stop() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.stopped = true
+	if a.timer != nil {
+		a.timer.Stop()
+	}
+}
