@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"slices"
 	"strconv"
 	"sync"
 	"testing"
@@ -44,6 +45,9 @@ type world struct {
 	replicas []*virtual
 	number   uint32 // of replicas by now
 
+	changes map[uint64]change // op -> what more is known of its commit
+	graced  []gracedRead
+
 	turns map[uint64]chan struct{} // key -> capacity 1: who writes it holds the token, as a row's lock
 }
 
@@ -53,6 +57,23 @@ const (
 	// worldLatency bounds one way to Postgres, and how long a transaction stays open.
 	worldLatency = 8 * time.Millisecond
 )
+
+// change is a commit, as those who judge graces need it.
+type change struct {
+	at    time.Duration
+	grace time.Duration // 0 = none
+}
+
+// gracedRead is an answer that was given in its grace.
+type gracedRead struct {
+	key, op  uint64
+	replica  uint32
+	returned time.Duration
+	age      time.Duration
+}
+
+// worldGrace is that of a quarter of the writes.
+const worldGrace = 1500 * time.Millisecond
 
 // virtual is one replica, and its ways to the parts.
 type virtual struct {
@@ -70,6 +91,7 @@ func newWorld(t *testing.T, seed uint64) *world {
 	w := &world{
 		t: t, began: time.Now(), log: logtest.NewMemory(), hub: conntest.NewHub(seed), l2: l2test.NewMemory(0),
 		random: rand.New(rand.NewPCG(seed, 1)), rows: map[uint64]uint64{}, turns: map[uint64]chan struct{}{},
+		changes: map[uint64]change{},
 	}
 	for key := range uint64(worldKeys) {
 		w.turns[key] = make(chan struct{}, 1)
@@ -220,8 +242,14 @@ func (w *world) transact(ctx context.Context, p *postgresWay, key, session, op u
 		w.mu.Unlock()
 		return written{}, errRolledBack
 	}
+	var grace time.Duration
+	if w.random.Float64() < 0.25 {
+		grace = worldGrace
+	}
+	tx.Grace(grace)
 	tx.Change(scope)
 	tx.Commit()
+	w.changes[op] = change{w.now(), grace}
 	if w.rows[key] = op; absent {
 		delete(w.rows, key)
 	}
@@ -230,7 +258,11 @@ func (w *world) transact(ctx context.Context, p *postgresWay, key, session, op u
 	})
 	w.mu.Unlock()
 	// If the answer is lost, nobody knows the outcome.
-	return written{timeline: timeline, xid: tx.XID(), scopes: []coherence.Scope{scope}}, p.travel(ctx)
+	done := written{timeline: timeline, xid: tx.XID(), scopes: []coherence.Scope{scope}}
+	if grace > 0 {
+		done.graced, done.scopes = map[time.Duration][]coherence.Scope{grace: done.scopes}, nil
+	}
+	return done, p.travel(ctx)
 }
 
 // write changes a key through the replica, or as another service does if v is nil.
@@ -248,7 +280,12 @@ func (w *world) write(ctx context.Context, v *virtual, key, session uint64) (Tok
 	var token Token
 	var err error
 	if v != nil {
-		token, err = v.node.write(ctx, func() (written, error) { return w.transact(ctx, v.log, key, session, op) })
+		token, err = v.node.write(ctx, func() (written, error) {
+			since := v.node.tracker.Now()
+			done, err := w.transact(ctx, v.log, key, session, op)
+			done.since = since
+			return done, err
+		})
 	} else {
 		_, err = w.transact(ctx, &postgresWay{world: w}, key, session, op)
 	}
@@ -267,11 +304,20 @@ func (w *world) write(ctx context.Context, v *virtual, key, session uint64) (Tok
 	return token, nil
 }
 
+// anyBudget is that of reads that name none.
+const anyBudget = -time.Second
+
 // read reads a key and enters the answer in the history. It returns the token of who has seen it.
 func (v *virtual) read(ctx context.Context, key, session uint64, token Token, budget, stale time.Duration) Token {
 	w := v.world
 	invoked := w.now()
-	e, err := v.rows.Lookup(ctx, rowID(key), Within(budget), StaleWithin(stale), AtLeast(token))
+	options := []ReadOption{StaleWithin(stale), AtLeast(token)}
+	if budget == anyBudget {
+		budget = -anyBudget
+	} else {
+		options = append(options, Within(budget))
+	}
+	e, err := v.rows.Lookup(ctx, rowID(key), options...)
 	returned := w.now()
 	if ctx.Err() != nil {
 		return token
@@ -286,7 +332,39 @@ func (v *virtual) read(ctx context.Context, key, session uint64, token Token, bu
 		Key: key, Op: e.Value.Op, Fresh: e.Fresh, Tier: uint8(e.Tier), Replica: v.number, Session: session,
 		Budget: budget, Invoked: invoked, Returned: returned,
 	})
+	if e.Grace > 0 {
+		if e.Fresh || len(options) > 2 {
+			w.t.Errorf("in its grace, FRESH or to who does not take that: %+v", e)
+		}
+		w.graced = append(w.graced, gracedRead{key, e.Value.Op, v.number, returned, e.Age})
+	}
 	return token.Merge(e.Token)
+}
+
+// judgeGraces checks the answers that were given in their grace: each lacks nothing that was committed longer
+// ago than its age, and nothing older than the budget but what has a grace that is not over.
+func (w *world) judgeGraces() {
+	w.t.Helper()
+	lines := map[uint64][]uint64{} // key -> ops in the order of commits
+	for _, c := range w.history.Commits {
+		lines[c.Key] = append(lines[c.Key], c.Op)
+	}
+	for _, r := range w.graced {
+		if r.op == 0 {
+			continue // of several states that the key was absent nobody knows which
+		}
+		line := lines[r.key]
+		for _, op := range line[slices.Index(line, r.op)+1:] {
+			c := w.changes[op]
+			if c.at >= r.returned {
+				break
+			}
+			if ago := r.returned - c.at; ago > r.age || ago > max(c.grace, -anyBudget) {
+				w.t.Errorf("%+v in its grace lacks %d, committed %v before with a grace of %v", r, op, ago, c.grace)
+				return
+			}
+		}
+	}
 }
 
 // pick is a replica.
@@ -313,7 +391,7 @@ func (w *world) run(d time.Duration) {
 	}
 	anyKey := func() uint64 { return uint64(w.upTo(worldKeys)) }
 	for place := range worldReplicas {
-		for _, budget := range []time.Duration{0, 50 * time.Millisecond, time.Second} {
+		for _, budget := range []time.Duration{0, 50 * time.Millisecond, time.Second, anyBudget, anyBudget} {
 			again(40*time.Millisecond, func() {
 				w.mu.Lock()
 				v := w.replicas[place]
@@ -387,6 +465,7 @@ func (w *world) end() *history.Report {
 		}
 	}
 	w.hub.Close()
+	w.judgeGraces()
 	report := history.Judge(&w.history, history.Options{})
 	for invariant, n := range report.ByInvariant {
 		w.t.Errorf("%v is violated %d times", invariant, n)
@@ -432,8 +511,8 @@ func scenarios() map[string]scenario {
 			for _, t := range []Tier{TierL1, TierL2, TierSource} {
 				tier(w, r, t)
 			}
-			if r.Failures > 0 || r.Fresh != r.Reads {
-				w.t.Errorf("%d failures, %d of %d answers FRESH", r.Failures, r.Fresh, r.Reads)
+			if n := uint64(len(w.graced)); r.Failures > 0 || n == 0 || r.Fresh+n != r.Reads {
+				w.t.Errorf("%d failures, %d of %d answers FRESH, %d in their grace", r.Failures, r.Fresh, r.Reads, n)
 			}
 		}},
 		"HintsLost":      {lasts: long, faults: func(w *world) { w.hub.Set(conntest.Faults{Drop: 1}) }},
