@@ -43,6 +43,8 @@ func child(mode string) error {
 		return err
 	}
 	switch mode {
+	case childBatch:
+		return runBatchAndDie(ctx, n, die)
 	case "inside":
 		_, err = n.Write(ctx, func(tx *node.Tx) error { return errors.Join(update(tx.Tx), die()) })
 		return err
@@ -61,12 +63,29 @@ func child(mode string) error {
 	return fmt.Errorf("no such mode: %q", mode)
 }
 
+// kill starts a child of the mode on the site and waits until it has killed itself.
+func (s *site) kill(mode string) {
+	s.t.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	stack := stacktest.Stack()
+	command := exec.CommandContext(s.t.Context(), self)
+	command.Env = append(os.Environ(), childMode+"="+mode, "APP="+s.app, "DSN="+s.dsn,
+		"REDIS="+strings.Join(stack.Redis.Addrs(), ","), "NATS="+stack.NATS.URL())
+	output, err := command.CombinedOutput()
+	var status *exec.ExitError
+	if !errors.As(err, &status) || status.Sys().(syscall.WaitStatus).Signal() != syscall.SIGKILL {
+		s.t.Fatalf("the child did not die as planned: %v\n%s", err, output)
+	}
+}
+
 // A replica dies inside its transaction, or between its commit and its hint: the others have what
 // Postgres has within two polls.
 func TestI5ReplicaKilledInMidWrite(t *testing.T) {
 	s := newSite(t)
 	r := s.openReady(2)
-	stack := stacktest.Stack()
 	for _, c := range []struct{ mode, want string }{
 		{"inside", "name 1"},
 		{"committed", "by a dead replica"},
@@ -75,19 +94,8 @@ func TestI5ReplicaKilledInMidWrite(t *testing.T) {
 			for _, r := range r {
 				s.get(r, "thing-1")
 			}
-			self, err := os.Executable()
-			if err != nil {
-				t.Fatal(err)
-			}
-			command := exec.CommandContext(t.Context(), self)
-			command.Env = append(os.Environ(), childMode+"="+c.mode, "APP="+s.app, "DSN="+s.dsn,
-				"REDIS="+strings.Join(stack.Redis.Addrs(), ","), "NATS="+stack.NATS.URL())
-			output, err := command.CombinedOutput()
+			s.kill(c.mode)
 			dead := time.Now()
-			var status *exec.ExitError
-			if !errors.As(err, &status) || status.Sys().(syscall.WaitStatus).Signal() != syscall.SIGKILL {
-				t.Fatalf("the child did not die as planned: %v\n%s", err, output)
-			}
 			for i, r := range r {
 				s.until("the replica has what Postgres has", func() bool { return s.get(r, "thing-1").Value.Name == c.want })
 				if took := time.Since(dead); took > twoPolls {
