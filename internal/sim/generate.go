@@ -26,7 +26,7 @@ func Generate(seed uint64) Plan {
 	length := d.span(time.Second, 5*time.Second)
 	mix := workload{
 		writes: pick(d, 5, 15, 30, 50), hot: d.one(3), outside: pick(d, 0, 30, 100), odd: pick(d, 5, 20, 60), sessions: pick(d, 0, 2, 4),
-		stale: d.one(3), bursts: d.one(2),
+		stale: d.one(3), bursts: d.one(2), graces: d.one(2),
 	}
 	for range d.n(5) {
 		fault := faultOf(d, p.Setup, length)
@@ -54,7 +54,7 @@ func earlier(a, b Op) int { return cmp.Compare(a.At, b.At) }
 // workload is what the clients of a history do, in percent.
 type workload struct {
 	writes, outside, odd, sessions int
-	hot, stale, bursts             bool
+	hot, stale, bursts, graces     bool
 }
 
 func pick[T any](d *draw, choices ...T) T { return choices[d.n(len(choices))] }
@@ -82,6 +82,9 @@ func opOf(d *draw, s Setup, mix workload, at time.Duration) Op {
 		case 1, 2, 3:
 			op.For = d.span(time.Millisecond, 100*time.Millisecond)
 		}
+		if mix.graces && d.one(2) {
+			op.Grace = pick(d, 100*time.Millisecond, 500*time.Millisecond, 2*time.Second)
+		}
 		return op
 	}
 	op.Kind = pick(d, ReadRow, ReadRow, ReadRow, ReadRow, ReadDetail, ReadMany, ReadList, ReadList)
@@ -95,6 +98,9 @@ func opOf(d *draw, s Setup, mix workload, at time.Duration) Op {
 	op.Budget = pick(d, 0, 50*time.Millisecond, 50*time.Millisecond, time.Second, time.Second, time.Second)
 	if mix.stale && d.one(2) {
 		op.Stale = pick(d, 100*time.Millisecond, 2*time.Second, time.Minute)
+	}
+	if mix.graces && !d.one(4) {
+		op.Grace = time.Second // any but 0
 	}
 	return op
 }

@@ -48,6 +48,7 @@ type answer struct {
 	session           int
 	tier              uint8
 	sweep             bool
+	graced            bool // given in its grace, which the writer allows also where it has written
 }
 
 // learned says that from a time on a reader must not be answered from before a segment: it has been
@@ -173,8 +174,10 @@ func (h *record) ordered() []Violation {
 			l := line{register: a.register, session: a.session}
 			lines[l] = append(lines[l], a)
 		}
-		l := line{register: a.register, boot: a.boot, own: true}
-		lines[l] = append(lines[l], a)
+		if !a.graced {
+			l := line{register: a.register, boot: a.boot, own: true}
+			lines[l] = append(lines[l], a)
+		}
 	}
 	wrote := map[line][]learned{}
 	for _, w := range h.learned {

@@ -69,7 +69,7 @@ func (w *world) begin(op Op) {
 
 // read is one read of a client.
 func (w *world) read(op Op, r *replica) {
-	want := tiers.Want{Budget: op.Budget, MaxStale: op.Stale, Token: w.token(op.Session)}
+	want := tiers.Want{Budget: op.Budget, MaxStale: op.Stale, Token: w.token(op.Session), Grace: op.Grace > 0}
 	invoked := w.now()
 	switch op.Kind {
 	case ReadRow:
@@ -136,7 +136,7 @@ func told[V any](w *world, op Op, r *replica, reg register, invoked time.Duratio
 	}
 	a := answer{
 		register: reg, value: value, fresh: result.Fresh, age: result.Age, budget: op.Budget, invoked: invoked,
-		returned: w.now(), boot: r.boot, session: op.Session, tier: uint8(result.Tier), sweep: sweep,
+		returned: w.now(), boot: r.boot, session: op.Session, tier: uint8(result.Tier), sweep: sweep, graced: result.Grace > 0,
 	}
 	if op.Kind == ReadMany { // it was checked at some moment of the read
 		a.age += a.returned - a.invoked
@@ -148,10 +148,16 @@ func told[V any](w *world, op Op, r *replica, reg register, invoked time.Duratio
 	if result.Fresh {
 		w.out.Fresh++
 	}
+	if result.Grace > 0 {
+		w.out.Graced++
+	}
 	if w.trace != nil && !sweep {
 		label := "STALE"
 		if result.Fresh {
 			label = "FRESH"
+		}
+		if result.Grace > 0 {
+			label = fmt.Sprintf("in its grace for %v", result.Grace)
 		}
 		w.say(r.boot, "answers %v = %d: %s, age %v, %v, budget %v, session %d, asked at %.6fs", reg, value, label, result.Age, result.Tier,
 			op.Budget, op.Session, invoked.Seconds())
@@ -202,6 +208,9 @@ func (w *world) write(op Op, r *replica) {
 		}
 		return
 	}
+	if r != nil {
+		written.Grace, written.Since = op.Grace, r.tracker.Now()
+	}
 	err = w.statement(t, callCommit, w.wayOfCommits, func() error { return w.commit(t) })
 	if err != nil {
 		w.giveUp(t) // what has not been committed by now will not be
@@ -213,7 +222,10 @@ func (w *world) write(op Op, r *replica) {
 
 // transact is everything before the commit.
 func (w *world) transact(t *write, readBack bool) (written coherence.Wrote, err error) {
-	err = w.statement(t, callBegin, w.wayToPostgres, func() error { t.tx = w.postgres.Begin(); return nil })
+	err = w.statement(t, callBegin, w.wayToPostgres, func() error {
+		t.tx = w.postgres.Begin()
+		return t.tx.Grace(t.op.Grace)
+	})
 	if err != nil {
 		return written, err
 	}
@@ -413,10 +425,12 @@ func (w *world) announce(t *write, r *replica, written coherence.Wrote, failed e
 	}
 	r.tracker.Observe(written)
 	r.shared.Own.Wrote(r.tracker.Now(), written.Scopes, false)
-	w.publish(r, written)
+	if written.Grace == 0 {
+		w.publish(r, written)
+	}
 	var keys []string
 	for _, scope := range t.tx.Log() {
-		if scope.Kind == coherence.KindEntity {
+		if scope.Kind == coherence.KindEntity && written.Grace == 0 {
 			keys = append(keys, must(r.rows.L2Key(scope.ID)), must(r.detail.L2Key(scope.ID)))
 		}
 	}

@@ -47,6 +47,7 @@ type Op struct {
 	Budget  time.Duration
 	Stale   time.Duration // MaxStale
 	For     time.Duration // how long a fault lasts or a transaction stays open
+	Grace   time.Duration // of a write; of a read: it takes values in their grace, if not 0
 	N       int           // how many, or which: see the kind
 }
 
@@ -294,6 +295,7 @@ func (o *Op) fields() []field {
 		{name: "budget", span: &o.Budget},
 		{name: "stale", span: &o.Stale},
 		{name: "for", span: &o.For},
+		{name: "grace", span: &o.Grace},
 		{name: "n", number: &o.N},
 	}
 }

@@ -18,6 +18,7 @@ type Outcome struct {
 	Digest uint64
 
 	Steps, Reads, Fresh, Errors, Writes, Commits, Lost, Loads int
+	Graced                                                    int           // answers in their grace
 	Tiers                                                     [8]int        // answers by tier
 	Faults                                                    [lastOp]int   // by kind
 	Virtual                                                   time.Duration // that passed

@@ -12,6 +12,7 @@ import (
 type summary struct {
 	histories, violations                                     int
 	steps, reads, fresh, errors, writes, commits, lost, loads int
+	graced                                                    int
 	tiers                                                     [8]int
 	faults                                                    [lastOp]int
 	virtual                                                   time.Duration
@@ -23,6 +24,7 @@ func (s *summary) add(o *Outcome) {
 	s.steps += o.Steps
 	s.reads += o.Reads
 	s.fresh += o.Fresh
+	s.graced += o.Graced
 	s.errors += o.Errors
 	s.writes += o.Writes
 	s.commits += o.Commits
@@ -42,8 +44,8 @@ func (s *summary) text(took time.Duration) string {
 	fmt.Fprintf(&b, "%d histories in %v (%.0f a minute), %v of virtual time, %d steps\n", s.histories, took.Round(time.Millisecond),
 		float64(s.histories)/took.Minutes(), s.virtual.Round(time.Second), s.steps)
 	answered := max(s.reads-s.errors, 1)
-	fmt.Fprintf(&b, "%d reads: %d FRESH (%.1f %%), %d STALE, %d without an answer; %d loads\n", s.reads, s.fresh,
-		100*float64(s.fresh)/float64(max(s.reads, 1)), answered-s.fresh, s.errors, s.loads)
+	fmt.Fprintf(&b, "%d reads: %d FRESH (%.1f %%), %d STALE (%d of them in their grace), %d without an answer; %d loads\n", s.reads, s.fresh,
+		100*float64(s.fresh)/float64(max(s.reads, 1)), answered-s.fresh, s.graced, s.errors, s.loads)
 	for tier := tiers.TierL1; tier <= tiers.TierSource; tier++ {
 		fmt.Fprintf(&b, "  %-7v %d\n", tier, s.tiers[tier])
 	}

@@ -23,6 +23,8 @@ const (
 	freshetConns    = 8
 	freshetMaxStale = time.Minute
 	freshetWrite    = 5 * time.Second
+	freshetGrace    = 2 * time.Second // of a sixteenth of the writes
+	freshetBatch    = "verify"
 )
 
 // Freshet opens a node with its caches, each of which begins with what the others read. Get says which rows are
@@ -100,6 +102,9 @@ func (f *freshet) load(ctx context.Context, ids []string) (map[string]freshetRow
 
 func options(want Want) ([]node.ReadOption, error) {
 	token, err := node.ParseToken(want.Token)
+	if want.Lenient {
+		return []node.ReadOption{node.AtLeast(token)}, err
+	}
 	return []node.ReadOption{node.Within(want.Budget), node.AtLeast(token)}, err
 }
 
@@ -153,14 +158,17 @@ func (f *freshet) List(ctx context.Context, group uint64, want Want) (ListAnswer
 
 func (f *freshet) Write(ctx context.Context, change Change) (string, error) {
 	token, err := f.node.Write(ctx, func(tx *node.Tx) error {
-		if _, err := change.Apply(ctx, tx); err != nil {
-			return err
+		if change.Op%16 == 3 {
+			if err := tx.Grace(freshetGrace); err != nil {
+				return err
+			}
 		}
-		if change.Op%64 == 17 {
-			return regenerate(tx, change.Op/64)
-		}
-		return nil
+		_, err := change.Apply(ctx, tx)
+		return errors.Join(err, f.again(tx, change))
 	})
+	if err == nil && change.Op%16 == 9 {
+		_, err = f.node.RunBatch(ctx, freshetBatch)
+	}
 	return token.String(), err
 }
 
@@ -172,6 +180,24 @@ func regenerate(tx *node.Tx, n uint64) error {
 		namespace = ""
 	}
 	return tx.SetGeneration(namespace, uint32(1+n%5), node.GenerationChange{Why: "verify"})
+}
+
+// again has some changes count once more, later, or under another generation.
+func (f *freshet) again(tx *node.Tx, change Change) error {
+	id := []string{strconv.FormatUint(change.Key, 10)}
+	switch change.Op % 16 {
+	case 1:
+		if change.Op%64 == 17 {
+			return regenerate(tx, change.Op/64)
+		}
+		return nil
+	case 5:
+		return tx.Invalidate("row", id, node.After(300*time.Millisecond))
+	case 7:
+		return tx.Invalidate("row", id, node.Batch(freshetBatch))
+	default:
+		return nil
+	}
 }
 
 func (f *freshet) Close() error { return f.node.Close() }

@@ -147,7 +147,7 @@ func (l *load) readOne(ctx context.Context, c *choices, budget time.Duration) {
 		l.join(ctx, c.key(), budget)
 		return
 	}
-	l.get(ctx, c.key(), Want{Budget: budget}, 0)
+	l.get(ctx, c.key(), Want{Budget: budget, Lenient: budget == longBudget && c.IntN(2) == 0}, 0)
 }
 
 func (l *load) get(ctx context.Context, key uint64, want Want, session uint64) {

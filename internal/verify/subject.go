@@ -59,6 +59,9 @@ type Want struct {
 	Budget time.Duration
 	// Token is that of the session's last answer or write; "" = none.
 	Token string
+	// Lenient: the reader takes an old value whose writer allows it, not labelled FRESH. The budget is the
+	// subject's own of a second.
+	Lenient bool
 }
 
 // Answer is what a read of a row found.
