@@ -16,6 +16,8 @@
 //
 //   - [Snapshot], [Scope], [Change]: the vocabulary.
 //   - [Directory]: what changed last, per scope, in fixed memory; says whether a snapshot is valid.
+//   - [Grace]: what is known of a value that lacks changes whose writers allow that for a while. Such a value
+//     is not valid.
 //   - [Follower]: the protocol as a pure state machine: events in, effects out. No clock, no socket,
 //     no goroutine.
 //   - [PostgresLog]: one poll of the log; [Migrate] installs the schema.

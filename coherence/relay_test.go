@@ -433,7 +433,7 @@ func FuzzDecodeRelay(f *testing.F) {
 	request := coherence.RelayRequest(1, time.Millisecond, since)
 	f.Add(request)
 	f.Add(coherence.RelayAnswer(request, since))
-	f.Add(coherence.RelayAnswer(request, since, coherence.Change{XID: 703, Scope: 9}, coherence.Change{XID: 704, Scope: 1 << 63}))
+	f.Add(coherence.RelayAnswer(request, since, coherence.Change{XID: 703, Scope: 9}, coherence.Change{XID: 704, Scope: 1 << 63, Grace: 1500 * time.Millisecond}))
 	f.Add(coherence.RelayAnswerWith(request, since, nil))
 	f.Add(coherence.RelayAnswerWith(request, since, coherence.NewGenerations("v1", map[string]uint32{"": 2, "product": 7})))
 	f.Add([]byte("Fp\x02"))

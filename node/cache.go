@@ -44,8 +44,9 @@ const (
 	optionConsistent
 )
 
-// Within sets the freshness budget of this read, up to [MaxBudget], and refuses values in their grace. 0 asks for every commit that was
-// acknowledged before the read began, at the price of a poll that concurrent reads share.
+// Within sets the freshness budget of this read, up to [MaxBudget], and refuses values in their grace. 0
+// asks for every commit that was acknowledged before the read began, at the price of a poll that concurrent
+// reads share.
 func Within(budget time.Duration) ReadOption { return ReadOption{kind: optionBudget, duration: budget} }
 
 // StaleWithin allows this read a STALE answer up to this age, in place of [Config.MaxStale]; 0 = none.

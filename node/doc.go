@@ -16,6 +16,10 @@
 // was acknowledged before the read began. STALE means that this cannot be proven now; the answer is
 // then at most [Entry.Age] old, and is only given to who allows it ([Config.MaxStale], [StaleWithin]).
 //
+// A writer may allow that values from before a change are given for a while ([WithGrace]). Reads that name no
+// budget may then get one at once, labelled as STALE with [Entry.Grace] above 0; it reflects all else as a
+// FRESH answer does. So does [Cache.Get], which has no label: name a budget where that matters.
+//
 // # What it needs
 //
 // Postgres is the authority. A change counts when the writer's transaction logs it: through

@@ -59,7 +59,8 @@ func After(d time.Duration) Strategy { return Strategy{kind: strategyAfter, dura
 // WithGrace allows that values from before the change are still served for so long after its commit, 1 ms
 // to [MaxGrace], labelled as such ([Entry.Grace]) and never FRESH, while one load replaces them: readers do
 // not wait for it. Those that name a budget ([Within]), or bring a token ([AtLeast]) for which the old value
-// is not new enough, get the new value. Other replicas hear of it by polling.
+// is not new enough, get the new value: so does, with the token of the call, who makes the change. Other
+// replicas hear of it by polling.
 func WithGrace(d time.Duration) Strategy { return Strategy{kind: strategyGrace, duration: d} }
 
 // View has only that view of the entities change.
@@ -106,13 +107,16 @@ func planOf(strategies []Strategy) (how, error) {
 				return h, err
 			}
 			h.view = s.text
-		case strategyBatch, strategyGeneration:
-			if n := utf8.RuneCountInString(s.text); n == 0 || n > maxName {
-				return h, fmt.Errorf("%v of %d characters: want 1 to %d", s.kind, n, maxName)
+		case strategyBatch:
+			if err := s.named(); err != nil {
+				return h, err
 			}
-			if h.batch = s.text; s.kind == strategyGeneration {
-				h.batch, h.reason = "", s.text
+			h.batch = s.text
+		case strategyGeneration:
+			if err := s.named(); err != nil {
+				return h, err
 			}
+			h.reason = s.text
 		default:
 		}
 	}
@@ -123,6 +127,14 @@ func planOf(strategies []Strategy) (how, error) {
 		return h, errors.New("Immediately with After or Batch: want one of them")
 	}
 	return h, nil
+}
+
+// named checks the length of the text.
+func (s Strategy) named() error {
+	if n := utf8.RuneCountInString(s.text); n == 0 || n > maxName {
+		return fmt.Errorf("%v of %d characters: want 1 to %d", s.kind, n, maxName)
+	}
+	return nil
 }
 
 // later reports whether the change waits in freshet.scheduled.

@@ -26,14 +26,6 @@ func (d *desk) writeWithGrace(id string, value int, scopes ...coherence.Scope) {
 	tx.Commit()
 }
 
-// poll has the tracker poll once.
-func (d *desk) poll() {
-	d.t.Helper()
-	if _, err := d.tracker.Barrier(d.t.Context()); err != nil {
-		d.t.Fatal(err)
-	}
-}
-
 // stuck has loads from now on wait until the returned function is called.
 func (d *desk) stuck() (goOn func()) {
 	wait := make(chan struct{})

@@ -350,6 +350,68 @@ var mutants = []mutant{
 		folder: "tiers", killer: "TestI6BoundedLoads",
 	},
 
+	// Changes with a grace, and those that count later.
+	{
+		name: "grace-served-as-fresh", guard: "a value in its grace is not labelled FRESH",
+		file: "tiers/proof.go",
+		old:  "answer := it.result(TierL1, false, now.Sub(as), now, poll)", with: "answer := it.result(TierL1, true, now.Sub(as), now, poll)",
+		folder: "tiers", killer: "TestI1GraceIsLabelled",
+	},
+	{
+		name: "graced-change-unknown", guard: "a change with a grace makes a value invalid",
+		file: "coherence/grace.go",
+		old:  "return slices.ContainsFunc(d.graced[scope], func(g graced) bool { return !value.Sees(g.xid) })", with: "return false",
+		folder: "coherence", killer: "TestDirectorySafety",
+	},
+	{
+		name: "grace-without-end", guard: "a grace ends",
+		file: "coherence/grace.go",
+		old:  "\t\tif now >= g.Until {\n", with: "\t\tif false {\n",
+		folder: "coherence", killer: "TestFollowerTranscripts/grace",
+	},
+	{
+		name: "graced-change-forgotten", guard: "and then its change is one like any other",
+		file: "coherence/grace.go",
+		old:  "\t\t\td.enforce(scope, g.xid)\n", with: "",
+		folder: "coherence", killer: "TestDirectorySafety",
+	},
+	{
+		name: "grace-from-its-poll", guard: "it counts from before its commit",
+		file: "coherence/directory.go",
+		old:  "d.latest.Sent, change.Grace, sent)", with: "sent, change.Grace, sent)",
+		folder: "coherence", killer: "TestDirectorySafety",
+	},
+	{
+		name: "grace-despite-token", guard: "who brings a token gets nothing older by a grace",
+		file: "tiers/proof.go",
+		old:  "!r.proven(poll, now) || !r.Token.SeenBy(it.snapshot) {", with: "!r.proven(poll, now) {",
+		folder: "tiers", killer: "TestI2GraceIsNotForTokens",
+	},
+	{
+		name: "grace-despite-budget", guard: "a grace excuses what its writer allows, not what nobody knows",
+		file: "tiers/proof.go",
+		old:  "|| !r.proven(poll, now) || !r.Token", with: "|| !r.Token",
+		folder: "tiers", killer: "TestI1GraceNeedsTheRest",
+	},
+	{
+		name: "grace-younger-than-it-is", guard: "its age covers the changes that it lacks",
+		file: "tiers/proof.go",
+		old:  "min(grace.Since, poll.Sent)", with: "poll.Sent",
+		folder: "tiers", killer: "TestI1GraceIsLabelled",
+	},
+	{
+		name: "batch-in-halves", guard: "no two sessions run one batch: one of them may not come to its end",
+		file: "coherence/migrations/00003_schedule.sql",
+		old:  "         where pg_try_advisory_xact_lock(hashtext('freshet.batch'), hashtext(b.batch))\n", with: "",
+		folder: "coherence", killer: "TestRunDueWholeBatches",
+	},
+	{
+		name: "batch-forgets-its-time", guard: "a batch that is run in parts stays due",
+		file: "coherence/migrations/00003_schedule.sql",
+		old:  "case when s.batch = '' then s.due end, s.due desc nulls first, s.seq", with: "s.due, s.seq",
+		folder: "coherence", killer: "TestRunDueWholeBatches",
+	},
+
 	// What a reader gets.
 	{
 		name: "hit-beyond-budget", guard: "a hit in L1 needs a poll within the budget",

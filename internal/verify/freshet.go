@@ -163,8 +163,10 @@ func (f *freshet) Write(ctx context.Context, change Change) (string, error) {
 				return err
 			}
 		}
-		_, err := change.Apply(ctx, tx)
-		return errors.Join(err, f.again(tx, change))
+		if _, err := change.Apply(ctx, tx); err != nil {
+			return err
+		}
+		return f.again(tx, change)
 	})
 	if err == nil && change.Op%16 == 9 {
 		_, err = f.node.RunBatch(ctx, freshetBatch)
