@@ -43,6 +43,7 @@ func TestI1GraceIsLabelled(t *testing.T) {
 		pass(time.Second)
 		began := time.Now()
 		d.writeWithGrace("a", 10)
+		pass(30 * time.Millisecond)
 		d.poll()
 		goOn := d.stuck()
 		defer goOn()

@@ -388,9 +388,9 @@ var mutants = []mutant{
 		folder: "tiers", killer: "TestI2GraceIsNotForTokens",
 	},
 	{
-		name: "grace-despite-budget", guard: "a grace excuses what its writer allows, not what nobody knows",
-		file: "tiers/proof.go",
-		old:  "|| !r.proven(poll, now) || !r.Token", with: "|| !r.Token",
+		name: "grace-excuses-all", guard: "a grace excuses its own change and no other",
+		file: "coherence/grace.go",
+		old:  "if !d.check(scope, value) {", with: "if false {",
 		folder: "tiers", killer: "TestI1GraceNeedsTheRest",
 	},
 	{
