@@ -82,6 +82,35 @@ func ExampleNode_Write() {
 	}
 }
 
+// A change that counts in ten minutes, for one view; and one whose old values may be served for half a minute more.
+func ExampleCache_Invalidate() {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	soften := func(products *node.Cache[Product], ids []string) error {
+		if _, err := products.Invalidate(ctx, ids, node.After(10*time.Minute), node.View("price")); err != nil {
+			return err
+		}
+		_, err := products.Invalidate(ctx, ids, node.WithGrace(30*time.Second))
+		return err
+	}
+	n, err := node.Open(ctx, node.Config{App: "shop", Postgres: postgres})
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	defer n.Close()
+	products, err := node.NewCache(n, node.CacheConfig[Product]{
+		Namespace: "product",
+		Source:    node.SQL[Product](`select id, name, price from products where id = any($1)`),
+	})
+	if err == nil {
+		err = soften(products, []string{"42"})
+	}
+	if err != nil {
+		fmt.Println(err)
+	}
+}
+
 // A replica takes over what its peers' readers want; the first of all starts with what sells best, and all have
 // that again every hour.
 func ExampleWarmUp() {

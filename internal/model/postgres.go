@@ -283,7 +283,7 @@ func (p *Postgres[R]) SetGeneration(namespace string, generation uint32) (xid ui
 		}
 		numbers[namespace] = generation
 		p.regenerate(numbers)
-		tx.log = []coherence.Scope{coherence.AllGenerations()}
+		tx.log, tx.graces = []coherence.Scope{coherence.AllGenerations()}, make([]time.Duration, 1)
 	}
 	tx.end(true)
 	p.durable(d)
