@@ -12,7 +12,7 @@ import (
 // Row 22: an L1 in each replica over the L2 of all, coherent under reads and writes, also while a replica is cut
 // off from NATS; within its entries and its bytes at any moment; the answers of each tier counted.
 func TestRow22TwoTiers(t *testing.T) {
-	const entries, bytes, keys = 64, 40_000, 150
+	const entries, bytes, keys = 64, 40_000, 90
 	s := newSite(t)
 	proxy, err := devstack.NewProxy(strings.TrimPrefix(stacktest.Stack().NATS.URL(), "nats://"))
 	if err != nil {
