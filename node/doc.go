@@ -20,6 +20,9 @@
 // budget may then get one at once, labelled as STALE with [Entry.Grace] above 0; it reflects all else as a
 // FRESH answer does. So does [Cache.Get], which has no label: name a budget where that matters.
 //
+// [Consistent] and [Node.Snapshot] make several values FRESH as of one snapshot of Postgres; otherwise each is
+// for itself.
+//
 // # What it needs
 //
 // Postgres is the authority. A change counts when the writer's transaction logs it: through

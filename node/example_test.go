@@ -2,9 +2,11 @@ package node_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
+	"github.com/freshet-cache/freshet/cluster"
 	"github.com/freshet-cache/freshet/node"
 )
 
@@ -129,6 +131,47 @@ func ExampleWarmUp() {
 	})
 	if err == nil {
 		err = n.Ready(ctx) // and now take traffic
+	}
+	if err != nil {
+		fmt.Println(err)
+	}
+}
+
+func ExampleNode_Snapshot() {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	page := func(n *node.Node, products *node.Cache[Product], ids *node.QueryCache[[]string]) error {
+		var found map[string]Product
+		moment, err := n.Snapshot(ctx, func(s *node.Snapshot) error {
+			list, err := ids.In(s, cluster.Params{"category": "toys"})
+			if err != nil {
+				return err
+			}
+			found, err = products.ManyIn(s, list) // none is missing, and none has left the category
+			return err
+		})
+		fmt.Println(len(found), moment.Age)
+		return err
+	}
+	n, err := node.Open(ctx, node.Config{App: "shop", Postgres: postgres})
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	defer n.Close()
+	products, err1 := node.NewCache(n, node.CacheConfig[Product]{
+		Namespace: "product",
+		Source:    node.SQL[Product](`select id, name, price from products where id = any($1)`),
+	})
+	ids, err2 := node.NewQueryCache(n, node.QueryConfig[[]string]{
+		Namespace: "product", View: "ids",
+		Query: func(p cluster.Params) (string, []any, error) {
+			return `select json_agg(id) from products where category = $1`, []any{p["category"]}, nil
+		},
+		Tags: func(p cluster.Params, _ []string) []string { return []string{"category:" + p["category"]} },
+	})
+	if err = errors.Join(err1, err2); err == nil {
+		err = page(n, products, ids)
 	}
 	if err != nil {
 		fmt.Println(err)

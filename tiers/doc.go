@@ -17,6 +17,9 @@
 // STALE, is in proof.go. What a flight does is in flight.go: L2, then a lease so that one replica
 // loads, then the owner replica when Redis is out, then the source behind a [Bulkhead].
 //
+// Several values as of one moment, of whatever caches, are read in together.go: through the tiers, then compared
+// with one poll, all at once; in the end, if they change too fast for that, in one transaction (transaction.go).
+//
 // # What bounds it
 //
 // L1 is bounded in entries and bytes, flights in number, loads by the bulkhead, every wait by a
