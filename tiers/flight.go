@@ -200,11 +200,12 @@ func (c *Cache[V]) run(ctx context.Context, batch []*flight[V]) {
 	if len(alone) > 0 {
 		alone = c.fromOwners(ctx, alone)
 	}
-	if len(shared) > 0 {
+	switch {
+	case len(shared) > 0:
 		c.underLease(ctx, shared, alone)
-		return
+	case len(alone) > 0: // else the owners had everything, and the source is not to be asked for nothing
+		c.load(ctx, alone)
 	}
-	c.load(ctx, alone)
 }
 
 // fromL2 lands what L2 has and returns the rest.

@@ -28,11 +28,13 @@ type Together struct {
 	failed error               // the first read without an answer; nil = none
 
 	// Of the last resort.
-	tx    Transaction           // nil = this is none
-	began coherence.Instant     // before tx began
-	at    coherence.Snapshot    // of tx, once it has been read in
-	read  []coherence.ScopeHash // values that were read in tx
-	ended bool
+	tx    Transaction       // nil = this is none
+	began coherence.Instant // before tx began
+	// generations are those before tx began: what it reads is of these.
+	generations *coherence.Generations
+	at          coherence.Snapshot    // of tx, once it has been read in
+	read        []coherence.ScopeHash // values that were read in tx
+	ended       bool
 }
 
 // find is what one call of LookupIn has read, of whatever type.
@@ -203,7 +205,7 @@ func (t *Together) transact(read func(t *Together)) error {
 	if counts := t.shared.Together; counts != nil {
 		counts.Transactions.Add(1)
 	}
-	began := t.shared.Tracker.Now()
+	began, generations := t.shared.Tracker.Now(), t.shared.Tracker.Generations()
 	tx, err := t.shared.Begin(ctx)
 	if err != nil {
 		return err
@@ -212,7 +214,7 @@ func (t *Together) transact(read func(t *Together)) error {
 	t.forget()
 	t.read = t.read[:0]
 	reader := t.ctx
-	t.ctx, t.tx, t.began, t.at = ctx, tx, began, coherence.Snapshot{}
+	t.ctx, t.tx, t.began, t.generations, t.at = ctx, tx, began, generations, coherence.Snapshot{}
 	defer func() { t.ctx, t.tx = reader, nil }()
 	read(t)
 	return nil
@@ -334,6 +336,7 @@ func (f *found[V]) collect(t *Together) error {
 			missing = append(missing, i)
 		} else if answer, ok := c.label(it, TierL1, &r); ok {
 			items[i], f.results[i] = it, answer
+			it.heat.add(1, c.Tracker.Now())
 			shard.promote(id)
 		} else {
 			missing = append(missing, i)
@@ -427,7 +430,7 @@ func (t *Together) see(at coherence.Snapshot) error {
 // keepFrom makes an id's item of what was read in the transaction, and puts it into L1, where nothing older may
 // be when it has been served.
 func (c *Cache[V]) keepFrom(t *Together, id string, loaded Batch[V], cost time.Duration) (*item[V], error) {
-	f := &flight[V]{id: id, generation: c.generation()}
+	f := &flight[V]{id: id, generation: t.generations.Of(c.config.Namespace)}
 	var err error
 	if f.key, err = c.config.Key(f.generation, id); err != nil {
 		return nil, err

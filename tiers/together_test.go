@@ -341,6 +341,35 @@ func TestI3AfterATransaction(t *testing.T) {
 	})
 }
 
+// I1: what is read in a transaction that began before a namespace got another generation is of the one before.
+func TestI1TransactionAcrossGenerations(t *testing.T) {
+	onLedger(t, func(l *ledger) {
+		runs := 0
+		_, err := ReadTogether(l.t.Context(), l.cache.Shared, together, func(t *Together) {
+			if runs++; runs > maxRuns {
+				l.log.SetGeneration("n", 2)
+				if _, err := l.tracker.Barrier(l.t.Context()); err != nil {
+					l.t.Fatal(err)
+				}
+			}
+			for i, id := range both {
+				if _, err := l.cache.LookupIn(t, []string{id}); err != nil {
+					l.t.Fatal(err)
+				}
+				if runs <= maxRuns && i == 0 {
+					l.transferred()
+				}
+			}
+		})
+		if err != nil || runs != maxRuns+1 {
+			l.t.Fatalf("%d runs: %v", runs, err)
+		}
+		if r := l.read("a", second); r.Tier != TierSource {
+			l.t.Errorf("of the generation before: %+v", r)
+		}
+	})
+}
+
 // Values of a function's cache are of the moment, too: it may have read late, but then something had changed. In
 // the transaction they are taken as they are, if they have not changed until then.
 func TestI8Function(t *testing.T) {

@@ -578,4 +578,10 @@ var mutants = []mutant{
 		old:  "if c.revalidate(it) && err == nil {", with: "if false {",
 		folder: "tiers", killer: "TestI3AfterATransaction",
 	},
+	{
+		name: "transaction-of-later-generation", guard: "it is of the generation in which the transaction began",
+		file: "tiers/together.go",
+		old:  "generation: t.generations.Of(c.config.Namespace)}", with: "generation: c.generation()}",
+		folder: "tiers", killer: "TestI1TransactionAcrossGenerations",
+	},
 }
