@@ -52,6 +52,9 @@ func (b *Bulkhead) Enter(ctx context.Context) error {
 // Leave gives the place back.
 func (b *Bulkhead) Leave() { <-b.places }
 
+// busy reports whether whoever enters now would wait.
+func (b *Bulkhead) busy() bool { return len(b.places) == cap(b.places) }
+
 func (b *Bulkhead) notePeak() {
 	n := int64(len(b.places))
 	for {

@@ -15,7 +15,8 @@
 // knowledge is as recent as the reader wants it, look at L1 once more, then join or lead a flight,
 // and check what it brought when it is returned. What proves an answer FRESH, and what may be given as
 // STALE, is in proof.go. What a flight does is in flight.go: L2, then a lease so that one replica
-// loads, then the owner replica when Redis is out, then the source behind a [Bulkhead].
+// loads, then the owner replica when Redis is out, then the source behind a [Bulkhead]. A hit near its
+// expiry starts a flight that nobody waits for, see refresh.go.
 //
 // Several values as of one moment, of whatever caches, are read in together.go: through the tiers, then compared
 // with one poll, all at once; in the end, if they change too fast for that, in one transaction (transaction.go).

@@ -40,6 +40,28 @@ func (f *flight[V]) wait(ctx context.Context) error {
 	}
 }
 
+// await waits for the flight. A reader whose patience ends before takes a STALE answer, if it may and there
+// is one; ok is then true. Otherwise it waits on.
+func (c *Cache[V]) await(ctx context.Context, f *flight[V], last *item[V], r *reading) (answer Result[V], ok bool, err error) {
+	if r.patience == 0 {
+		return answer, false, f.wait(ctx)
+	}
+	timer := time.NewTimer(r.patience.Sub(c.Tracker.Now()))
+	defer timer.Stop()
+	select {
+	case <-f.done:
+		return answer, false, f.err
+	case <-ctx.Done():
+		return answer, false, context.Cause(ctx)
+	case <-timer.C:
+	}
+	if answer, ok = c.stale(f.id, last, r); ok {
+		c.counts.softTimeouts.Add(1)
+		return answer, true, nil
+	}
+	return answer, false, f.wait(ctx)
+}
+
 // flights are those under way.
 type flights[V any] struct {
 	mu   sync.Mutex
@@ -56,7 +78,7 @@ const maxBatch = 100
 func (c *Cache[V]) fly(id string, r *reading) *flight[V] {
 	f, leading := c.board(id, r)
 	if leading && !c.nearL2(f) {
-		c.depart([]*flight[V]{f}, c.L2 != nil)
+		c.depart([]*flight[V]{f}, c.run)
 	}
 	return f
 }
@@ -94,7 +116,7 @@ func (c *Cache[V]) flyAll(ids []string, places []int, r *reading) []*flight[V] {
 		}
 	}
 	for batch := range slices.Chunk(lead, maxBatch) {
-		c.depart(batch, false)
+		c.depart(batch, func(ctx context.Context, batch []*flight[V]) { c.run(ctx, c.fromL2(ctx, batch)) })
 	}
 	return all
 }
@@ -138,9 +160,9 @@ func (c *Cache[V]) board(id string, r *reading) (f *flight[V], leading bool) {
 	return f, true
 }
 
-// depart runs the flights in a goroutine of their own, so that no reader's context or panic ends them
-// for the others. They all land within LoadTimeout, whatever the source does. missed: L2 has been asked.
-func (c *Cache[V]) depart(batch []*flight[V], missed bool) {
+// depart runs the flights' course in a goroutine of their own, so that no reader's context or panic ends
+// them for the others. They all land within LoadTimeout, whatever the source does.
+func (c *Cache[V]) depart(batch []*flight[V], course func(ctx context.Context, batch []*flight[V])) {
 	ctx, cancel := context.WithTimeoutCause(c.life, c.LoadTimeout, fmt.Errorf("no answer within %v: %w", c.LoadTimeout, context.DeadlineExceeded))
 	stop := context.AfterFunc(ctx, func() {
 		for _, f := range batch {
@@ -162,15 +184,12 @@ func (c *Cache[V]) depart(batch []*flight[V], missed bool) {
 			cancel()
 			c.work.Add(-len(batch))
 		}()
-		rest := batch
-		if !missed {
-			rest = c.fromL2(ctx, batch)
-		}
-		c.run(ctx, rest)
+		course(ctx, batch)
 	}()
 }
 
-// land ends the flight once; what comes later is dropped.
+// land ends the flight once; what comes later is dropped. After one that failed, readers who may have a
+// STALE answer take it for a while.
 func (c *Cache[V]) land(f *flight[V], it *item[V], err error) {
 	c.flights.mu.Lock()
 	defer c.flights.mu.Unlock()
@@ -181,7 +200,14 @@ func (c *Cache[V]) land(f *flight[V], it *item[V], err error) {
 	}
 	f.item, f.err = it, err
 	close(f.done)
-	delete(c.flights.byID, f.id)
+	if c.flights.byID[f.id] == f { // a refresh that does not load is not among them
+		delete(c.flights.byID, f.id)
+	}
+	if err != nil {
+		if old, _ := c.l1.get(f.id); old != nil {
+			old.retry.Store(int64(c.Tracker.Now().Add(c.vary(c.config.RetryAfter))))
+		}
+	}
 }
 
 // run is the course of a flight that L2 has nothing for: lease, owner, source.
@@ -224,18 +250,28 @@ func (c *Cache[V]) fromL2(ctx context.Context, batch []*flight[V]) []*flight[V] 
 
 // landEntry lands the flight with an entry from L2 or a peer if the entry is usable and valid.
 func (c *Cache[V]) landEntry(f *flight[V], b []byte, from Tier) bool {
-	it, err := c.decode(f, b, from)
-	if err != nil {
-		c.counts.unusable.Add(1)
-		return false
-	}
-	if c.Tracker.Now() >= it.expires || !c.revalidate(it) {
-		c.counts.rejected.Add(1)
+	it := c.usable(f, b, from)
+	if it == nil {
 		return false
 	}
 	c.l1.put(f.id, it)
 	c.land(f, it, nil)
+	c.ahead(f.id, it, c.Tracker.Now())
 	return true
+}
+
+// usable is the item of an entry from L2 or a peer, nil if it cannot be read or is out of date.
+func (c *Cache[V]) usable(f *flight[V], b []byte, from Tier) *item[V] {
+	it, err := c.decode(f, b, from)
+	if err != nil {
+		c.counts.unusable.Add(1)
+		return nil
+	}
+	if c.Tracker.Now() >= it.expires || !c.revalidate(it) {
+		c.counts.rejected.Add(1)
+		return nil
+	}
+	return it
 }
 
 // underLease loads what this replica gets the lease for, and lands the rest with what other replicas
@@ -383,6 +419,8 @@ func (c *Cache[V]) load(ctx context.Context, batch []*flight[V]) {
 	for _, err := range c.L2.SetMany(context.WithoutCancel(ctx), fillings) {
 		if err != nil {
 			c.counts.fillErrs.Add(1)
+		} else {
+			c.counts.fills.Add(1)
 		}
 	}
 }

@@ -29,8 +29,8 @@ func (c *Cache[V]) loadedItem(f *flight[V], loaded Batch[V], began loadStart, co
 	if c.tagged(it) {
 		it.tags = hashTags(c.config.Tags(f.id, value))
 	}
-	it.expires = c.Tracker.Now().Add(it.ttl)
-	c.place(f.id, it)
+	it.soft = c.config.Refresh.soft(it.ttl)
+	c.place(f.id, it, it.ttl)
 	return it
 }
 
@@ -59,8 +59,11 @@ func mergeTags(a, b []coherence.ScopeHash) []coherence.ScopeHash {
 	return slices.Compact(merged)
 }
 
-// place gives the item its scopes and their stamps.
-func (c *Cache[V]) place(id string, it *item[V]) {
+// place gives the item what is left of its time to live, its scopes and their stamps.
+func (c *Cache[V]) place(id string, it *item[V], left time.Duration) {
+	it.expires = c.Tracker.Now().Add(left)
+	it.early.Store(int64(c.config.Refresh.early(it.expires, it.ttl-it.soft, it.cost)))
+	it.retry.Store(int64(noInstant))
 	it.scopes = c.scopesOf(id, it.tags)
 	it.stamps = coherence.StampsOf(it.scopes)
 	it.checked.Store(int64(noInstant))
@@ -77,7 +80,7 @@ type encoded struct {
 func (c *Cache[V]) encode(key string, it *item[V]) (encoded, error) {
 	h := Header{
 		Absent: it.absent, Codec: JSON, Key: KeySum(key), Fingerprint: c.fingerprint, Generation: it.generation.Packed(),
-		Snapshot: it.snapshot, LoadedAt: it.loadedAt, Soft: it.ttl, Hard: it.ttl, Cost: it.cost, Tags: it.tags,
+		Snapshot: it.snapshot, LoadedAt: it.loadedAt, Soft: it.soft, Hard: it.ttl, Cost: it.cost, Tags: it.tags,
 	}
 	var payload []byte
 	if !it.absent {
@@ -112,7 +115,7 @@ func (c *Cache[V]) decode(f *flight[V], b []byte, from Tier) (it *item[V], err e
 	it = &item[V]{
 		absent: h.Absent, tier: from, snapshot: h.Snapshot, version: h.Sum, tags: h.Tags,
 		size:     sizeOf(f.id, len(payload)),
-		loadedAt: h.LoadedAt, ttl: h.Hard, cost: h.Cost, loaded: noInstant, generation: f.generation,
+		loadedAt: h.LoadedAt, soft: min(h.Soft, h.Hard), ttl: h.Hard, cost: h.Cost, loaded: noInstant, generation: f.generation,
 	}
 	if !h.Absent {
 		if it.value, err = DecodeValue[V](h.Codec, payload); err != nil {
@@ -124,8 +127,6 @@ func (c *Cache[V]) decode(f *flight[V], b []byte, from Tier) (it *item[V], err e
 		it.tags = mergeTags(h.Tags, hashTags(c.config.Tags(f.id, it.value)))
 	}
 	// Wall clocks serve expiry only: a loader's clock that is ahead must not give more than its TTL.
-	left := min(time.Until(h.LoadedAt.Add(h.Hard)), h.Hard)
-	it.expires = c.Tracker.Now().Add(left)
-	c.place(f.id, it)
+	c.place(f.id, it, min(time.Until(h.LoadedAt.Add(h.Hard)), h.Hard))
 	return it, nil
 }

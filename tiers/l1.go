@@ -16,6 +16,8 @@ import (
 // What a hit looks at stands first, on as few cache lines as may be.
 type item[V any] struct {
 	expires coherence.Instant
+	// early is the instant before which a hit does nothing to refresh the item.
+	early atomic.Int64
 	// sum is the stamps' sum when the item was last found valid: as long as it stays, nothing has
 	// changed.
 	sum    atomic.Uint64
@@ -33,7 +35,10 @@ type item[V any] struct {
 	order  uint64
 	// checked is the send time of the poll against which the item was last found valid.
 	checked atomic.Int64
-	heat    heat
+	// retry is the instant before which a reader that may have the item as STALE does not ask the source
+	// again: it has just failed.
+	retry atomic.Int64
+	heat  heat
 
 	// generation under which it was loaded: the item is used as long as that is the namespace's.
 	generation cluster.Generation
@@ -44,6 +49,7 @@ type item[V any] struct {
 	scopes   []coherence.ScopeHash // entity, view, namespace, everything, tags
 	size     int64                 // encoded bytes and what the entry takes beside them
 	loadedAt time.Time             // wall clock of the load, for entries that travel on
+	soft     time.Duration         // from loadedAt; behind it the item is to be refreshed
 	ttl      time.Duration         // from loadedAt
 	cost     time.Duration         // how long the load took
 }

@@ -61,7 +61,9 @@ func (c *Cache[V]) lookupMany(ctx context.Context, ids []string, places []int, r
 		var again []int
 		for n, place := range open {
 			f := flights[n]
-			if err := f.wait(ctx); err != nil {
+			if answer, ok, err := c.await(ctx, f, last[place], r); ok {
+				end(place, answer, nil)
+			} else if err != nil {
 				answer, err := c.giveUp(ids[place], last[place], r, err, unproven)
 				end(place, answer, err)
 			} else if answer, ok := c.label(f.item, f.item.tier, r); ok {

@@ -3,6 +3,7 @@ package tiers
 import (
 	"context"
 	"errors"
+	"time"
 
 	"github.com/freshet-cache/freshet/coherence"
 )
@@ -27,14 +28,21 @@ func (c *Cache[V]) prove(ctx context.Context, id string, r *reading) error {
 	if r.proven(c.Tracker.Latest(), c.Tracker.Now()) {
 		return nil
 	}
-	if c.Tracker.Failing() {
+	failing, patience := c.Tracker.Failing(), c.ProofTimeout
+	if failing || r.patience != 0 {
 		// Waiting for the next attempt would make every read slow while Postgres is away. Without a STALE
 		// answer at hand there is nothing better to do.
-		if _, ok := c.stale(id, nil, r); ok {
+		if _, ok := c.stale(id, nil, r); ok && failing {
 			return errors.New("the last poll of Postgres failed")
+		} else if ok {
+			patience = min(patience, r.patience.Sub(c.Tracker.Now()))
 		}
 	}
-	return c.poll(ctx, r)
+	err := c.poll(ctx, patience, r)
+	if err != nil && patience < c.ProofTimeout {
+		c.counts.softTimeouts.Add(1)
+	}
+	return err
 }
 
 // proveAgain is prove after a flight whose item could not be labelled FRESH: it has changed meanwhile,
@@ -44,7 +52,7 @@ func (c *Cache[V]) proveAgain(ctx context.Context, id string, it *item[V], r *re
 	if it.ofHistory(c.Tracker.Latest()) {
 		return c.prove(ctx, id, r)
 	}
-	return c.poll(ctx, r)
+	return c.poll(ctx, c.ProofTimeout, r)
 }
 
 // ofHistory reports whether the item's snapshot and the poll's can be compared.
@@ -52,9 +60,9 @@ func (it *item[V]) ofHistory(poll *coherence.Poll) bool {
 	return it.snapshot.Timeline != 0 && (poll == nil || poll.Timeline == it.snapshot.Timeline)
 }
 
-// poll waits for a poll sent from now on.
-func (c *Cache[V]) poll(ctx context.Context, r *reading) error {
-	ctx, cancel := context.WithTimeout(ctx, c.ProofTimeout)
+// poll waits for a poll sent from now on, for so long.
+func (c *Cache[V]) poll(ctx context.Context, patience time.Duration, r *reading) error {
+	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	poll, err := c.Tracker.Barrier(ctx)
 	if err != nil {

@@ -59,6 +59,9 @@ type Want struct {
 	Budget time.Duration
 	// MaxStale bounds the age of a STALE answer; 0 = none is allowed.
 	MaxStale time.Duration
+	// SoftTimeout is how long the read waits, for a poll or a load, before it takes a STALE answer that
+	// MaxStale allows; 0 = as long as they may take. What it has waited for goes on without it.
+	SoftTimeout time.Duration
 	// Token: the answer is not behind it.
 	Token coherence.Token
 	// Consistent: several values are of one moment, all FRESH; see [ReadTogether].
@@ -158,9 +161,36 @@ type Config[V any] struct {
 	// TTL and NegativeTTL of what is there and of what is not, 10 ms to 10 years; both with a tenth of
 	// jitter; 0 = 1 h and 30 s.
 	TTL, NegativeTTL time.Duration
+	// Refresh loads entries anew before they expire.
+	Refresh Refresh
+	// RetryAfter is for how long, with a tenth of jitter, reads that may have a STALE answer take it without
+	// asking after a load of their id has failed, up to 1 h; 0 = 100 ms.
+	RetryAfter time.Duration
 	// MaxEntries and MaxBytes bound L1; 0 = 100,000 and 64 MiB.
 	MaxEntries int
 	MaxBytes   int64
+}
+
+// Validate reports all problems of the numbers at once, each naming its field.
+func (c Config[V]) Validate() error {
+	problems := []error{c.Refresh.validate()}
+	for _, d := range []struct {
+		field           string
+		value, min, max time.Duration
+	}{
+		{"TTL", c.TTL, minTTL, maxTTL}, {"NegativeTTL", c.NegativeTTL, minTTL, maxTTL}, {"RetryAfter", c.RetryAfter, time.Millisecond, time.Hour},
+	} {
+		if d.value != 0 && (d.value < d.min || d.value > d.max) {
+			problems = append(problems, fmt.Errorf("tiers: %s is %v; want %v to %v, or 0 for the default", d.field, d.value, d.min, d.max))
+		}
+	}
+	if c.MaxEntries < 0 {
+		problems = append(problems, errors.New("tiers: MaxEntries is negative; want 0 for the default or more"))
+	}
+	if c.MaxBytes < 0 {
+		problems = append(problems, errors.New("tiers: MaxBytes is negative; want 0 for the default or more"))
+	}
+	return errors.Join(problems...)
 }
 
 // Cache is the read path of one view. It is safe for concurrent use.
@@ -173,10 +203,11 @@ type Cache[V any] struct {
 	flights     flights[V]
 	counts      counts
 	order       atomic.Uint64 // of reads and loads, see reading
+	refreshing  atomic.Int64  // refreshes under way
 
 	life context.Context //nolint:containedctx // the cache's lifetime: ends at Close
 	end  context.CancelCauseFunc
-	work sync.WaitGroup // flights
+	work sync.WaitGroup // flights, refreshes among them
 }
 
 // minTTL and maxTTL bound the times to live that a cache may be given: shorter is of no use, and longer
@@ -201,21 +232,12 @@ func NewCache[V any](shared Shared, c Config[V]) (*Cache[V], error) {
 	if c.Key == nil {
 		problems = append(problems, errors.New("tiers: Key is nil; want the key of an id"))
 	}
-	for name, ttl := range map[string]time.Duration{"TTL": c.TTL, "NegativeTTL": c.NegativeTTL} {
-		if ttl != 0 && (ttl < minTTL || ttl > maxTTL) {
-			problems = append(problems, fmt.Errorf("tiers: %s is %v; want %v to %v, or 0 for the default", name, ttl, minTTL, maxTTL))
-		}
-	}
-	for name, n := range map[string]int64{"MaxEntries": int64(c.MaxEntries), "MaxBytes": c.MaxBytes} {
-		if n < 0 {
-			problems = append(problems, fmt.Errorf("tiers: %s is negative; want 0 for the default or more", name))
-		}
-	}
-	if err := errors.Join(problems...); err != nil {
+	if err := errors.Join(append(problems, c.Validate())...); err != nil {
 		return nil, err
 	}
 	c.TTL = cmp.Or(c.TTL, time.Hour)
 	c.NegativeTTL = cmp.Or(c.NegativeTTL, 30*time.Second)
+	c.RetryAfter = cmp.Or(c.RetryAfter, 100*time.Millisecond)
 	shared.LoadTimeout = cmp.Or(shared.LoadTimeout, 5*time.Second)
 	wait := min(500*time.Millisecond, shared.LoadTimeout/4) // and then there is time left to load
 	shared.LeaseWait = cmp.Or(shared.LeaseWait, wait)
@@ -298,6 +320,9 @@ func (c *Cache[V]) seek(id string, budget time.Duration) (*item[V], *l1Shard[V],
 	if it == nil || now >= it.expires || it.sum.Load() != c.stamps.Sum(&it.stamps) {
 		return nil, nil, nil, 0
 	}
+	if int64(now) >= it.early.Load() {
+		c.ahead(id, it, now)
+	}
 	return it, shard, poll, now
 }
 
@@ -321,11 +346,19 @@ type reading struct {
 	// barrier is a poll that was sent after the read began; nil = none was needed so far. What it saw,
 	// and any poll after it, proves whatever the budget and the token.
 	barrier *coherence.Poll
+	// patience is when SoftTimeout is over; 0 = never, since none was set or no STALE answer is allowed.
+	patience coherence.Instant
 	// uncounted: no reader waits for the answer, so it is none of the cache's counts.
 	uncounted bool
 }
 
-func (c *Cache[V]) begin(want Want) reading { return reading{Want: want, order: c.order.Add(1)} }
+func (c *Cache[V]) begin(want Want) reading {
+	r := reading{Want: want, order: c.order.Add(1)}
+	if want.SoftTimeout > 0 && want.MaxStale > 0 {
+		r.patience = c.Tracker.Now().Add(want.SoftTimeout)
+	}
+	return r
+}
 
 // maxAttempts bounds how often a read joins a flight whose answer turns out to be too old for it. The
 // second flight began after the read, so what it loads cannot be; more are only needed when L2 keeps
@@ -348,7 +381,11 @@ func (c *Cache[V]) lookup(ctx context.Context, id string, r *reading) (Result[V]
 	var failed error
 	for range maxAttempts {
 		f := c.fly(id, r)
-		if failed = f.wait(ctx); failed != nil {
+		answer, ok, err := c.await(ctx, f, last, r)
+		if ok {
+			return c.count(answer, nil)
+		}
+		if failed = err; failed != nil {
 			break
 		}
 		if answer, ok := c.label(f.item, f.item.tier, r); ok {
@@ -365,7 +402,7 @@ func (c *Cache[V]) lookup(ctx context.Context, id string, r *reading) (Result[V]
 }
 
 // near answers from L1: FRESH, or in its grace, whereupon the caller must start a flight; or STALE if it is
-// known that nothing can be proven.
+// known that nothing can be proven, or that the source has just failed.
 func (c *Cache[V]) near(id string, r *reading, unproven error) (Result[V], bool) {
 	if c.life.Err() != nil {
 		return Result[V]{}, false
@@ -374,9 +411,17 @@ func (c *Cache[V]) near(id string, r *reading, unproven error) (Result[V], bool)
 		return answer, true
 	}
 	if unproven == nil {
-		return c.graced(id, r)
+		if answer, ok := c.graced(id, r); ok || !c.resting(id) {
+			return answer, ok
+		}
 	}
 	return c.stale(id, nil, r)
+}
+
+// resting reports whether the id's load has just failed.
+func (c *Cache[V]) resting(id string) bool {
+	it, _ := c.l1.get(id)
+	return it != nil && int64(c.Tracker.Now()) < it.retry.Load()
 }
 
 // giveUp ends a read that cannot have a FRESH answer: with a STALE one, or with why: the flight failed,
@@ -406,6 +451,7 @@ func (c *Cache[V]) again(id string, r *reading) (Result[V], bool) {
 	if ok {
 		it.heat.add(1, c.Tracker.Now())
 		shard.promote(id)
+		c.ahead(id, it, c.Tracker.Now())
 	}
 	return answer, ok
 }
@@ -481,6 +527,49 @@ func (c *Cache[V]) scopesOf(id string, tags []coherence.ScopeHash) []coherence.S
 	scopes[namespaceScope] = coherence.Namespace(c.config.Namespace).Hash()
 	scopes[everythingScope] = coherence.Everything().Hash()
 	return append(scopes, tags...)
+}
+
+// Left is what is left of the time to live of the id's entry, and the tier that has it: L1, or L2 by the
+// entry's own word. An entry that could not be served, since it has expired, changed or cannot be read, is
+// none: 0 and Tier 0. Nothing is loaded. The error says that the id is bad or that L2 cannot be asked.
+func (c *Cache[V]) Left(ctx context.Context, id string) (time.Duration, Tier, error) {
+	if err := c.checkID(id); err != nil {
+		return 0, 0, err
+	}
+	if it, _ := c.l1.get(id); it != nil {
+		if left := c.left(it); left > 0 {
+			return left, TierL1, nil
+		}
+	}
+	if c.L2 == nil {
+		return 0, 0, nil
+	}
+	f := &flight[V]{id: id, generation: c.generation()}
+	var err error
+	if f.key, err = c.config.Key(f.generation, id); err != nil {
+		return 0, 0, err
+	}
+	b, err := c.L2.Get(ctx, f.key)
+	if errors.Is(err, ErrMiss) {
+		return 0, 0, nil
+	}
+	if err != nil {
+		return 0, 0, fmt.Errorf("%s %q: %w", c.config.Namespace, short(id), err)
+	}
+	if it, err := c.decode(f, b, TierL2); err == nil {
+		if left := c.left(it); left > 0 {
+			return left, TierL2, nil
+		}
+	}
+	return 0, 0, nil
+}
+
+// left is how long the item may be served yet; not positive if it has expired or changed.
+func (c *Cache[V]) left(it *item[V]) time.Duration {
+	if it.generation != c.generation() || !c.Tracker.Valid(it.scopes[viewScope], it.scopes, it.snapshot) {
+		return 0
+	}
+	return it.expires.Sub(c.Tracker.Now())
 }
 
 // L2Key is the key of an id in the present generation, for those who delete or explain it.

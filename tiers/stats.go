@@ -20,7 +20,15 @@ type counts struct {
 	cutThru   atomic.Uint64 // loads that did not wait longer for a lease
 	rejected  atomic.Uint64 // entries from L2 or a peer that were out of date
 	unusable  atomic.Uint64 // entries that could not be read
-	fillErrs  atomic.Uint64 // loaded entries that did not get into L2
+	fills     atomic.Uint64 // loaded entries that got into L2
+	fillErrs  atomic.Uint64 // and those that did not
+	unlinks   atomic.Uint64 // see CountUnlink
+
+	softTimeouts     atomic.Uint64
+	refreshed        atomic.Uint64 // refreshes that loaded
+	refreshesTaken   atomic.Uint64 // that found what another replica has loaded
+	refreshesSkipped atomic.Uint64 // that are another replica's, or would be too many
+	refreshErrs      atomic.Uint64 // that failed
 }
 
 func (c *Cache[V]) count(r Result[V], err error) (Result[V], error) {
@@ -43,6 +51,9 @@ func (c *Cache[V]) count(r Result[V], err error) (Result[V], error) {
 	return r, nil
 }
 
+// CountUnlink counts a key of this cache that the caller removes from L2.
+func (c *Cache[V]) CountUnlink() { c.counts.unlinks.Add(1) }
+
 // Stats are counts since the cache was made.
 type Stats struct {
 	L1 L1Stats
@@ -59,6 +70,14 @@ type Stats struct {
 	// entries from L2 or a peer were out of date, Unusable ones could not be read; FillErrors counts
 	// loaded entries that did not get into L2.
 	Coalesced, CutThrough, Rejected, Unusable, FillErrors uint64
+	// Fills are loaded entries that got into L2, Unlinks those of [Cache.CountUnlink].
+	Fills, Unlinks uint64
+	// SoftTimeouts are reads that had waited for SoftTimeout when there was a STALE answer for them.
+	SoftTimeouts uint64
+	// Refreshes of entries ahead of their expiry, by what became of them: loaded; taken from L2 or the owner,
+	// where another replica's was; skipped, since another replica was at it, or reads needed the source; or
+	// failed. Those that loaded or failed are among the Loads.
+	Refreshed, RefreshesTaken, RefreshesSkipped, RefreshErrors uint64
 }
 
 // Stats are the counts by now.
@@ -72,6 +91,8 @@ func (c *Cache[V]) Stats() Stats {
 		Negative: l1.Absences + n.absent.Load(), Loads: n.loads.Load(), LoadErrors: n.loadErrs.Load(),
 		LoadTime: time.Duration(n.loadNanos.Load()), Coalesced: n.coalesced.Load(), CutThrough: n.cutThru.Load(),
 		Rejected: n.rejected.Load(), Unusable: n.unusable.Load(), FillErrors: n.fillErrs.Load(),
+		Fills: n.fills.Load(), Unlinks: n.unlinks.Load(), SoftTimeouts: n.softTimeouts.Load(), Refreshed: n.refreshed.Load(), RefreshesTaken: n.refreshesTaken.Load(),
+		RefreshesSkipped: n.refreshesSkipped.Load(), RefreshErrors: n.refreshErrs.Load(),
 	}
 	s.Reads = s.Fresh + s.Stale + s.Errors
 	return s

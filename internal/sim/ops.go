@@ -69,7 +69,7 @@ func (w *world) begin(op Op) {
 
 // read is one read of a client.
 func (w *world) read(op Op, r *replica) {
-	want := tiers.Want{Budget: op.Budget, MaxStale: op.Stale, Token: w.token(op.Session), Grace: op.Grace > 0}
+	want := tiers.Want{Budget: op.Budget, MaxStale: op.Stale, SoftTimeout: op.Stale / 20, Token: w.token(op.Session), Grace: op.Grace > 0}
 	invoked := w.now()
 	switch op.Kind {
 	case ReadRow:

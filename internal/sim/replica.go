@@ -100,7 +100,7 @@ func (r *replica) caches() (rows, detail *tiers.Cache[Value], lists *tiers.Cache
 	}
 	config := tiers.Config[Value]{
 		Namespace: namespace, View: "full", Key: key("full"), TTL: w.plan.TTL, NegativeTTL: w.plan.TTL, MaxEntries: w.plan.MaxEntries,
-		Source: source[Value]{r, callLoad, one(0)},
+		Source: source[Value]{r, callLoad, one(0)}, Refresh: tiers.Refresh{Ahead: 0.5, Beta: 1},
 	}
 	if w.plan.Func > 0 {
 		config.Source = tiers.FuncSource[Value]{Tracker: r.tracker, Func: r.function}
