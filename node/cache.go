@@ -1,6 +1,7 @@
 package node
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -42,6 +43,7 @@ const (
 	optionStale
 	optionToken
 	optionConsistent
+	optionSoftTimeout
 )
 
 // Within sets the freshness budget of this read, up to [MaxBudget], and refuses values in their grace. 0
@@ -49,8 +51,12 @@ const (
 // reads share.
 func Within(budget time.Duration) ReadOption { return ReadOption{kind: optionBudget, duration: budget} }
 
-// StaleWithin allows this read a STALE answer up to this age, in place of [Config.MaxStale]; 0 = none.
+// StaleWithin allows this read a STALE answer up to this age, in place of the cache's MaxStale; 0 = none.
 func StaleWithin(age time.Duration) ReadOption { return ReadOption{kind: optionStale, duration: age} }
+
+// SoftTimeout makes this read wait so long before it takes a STALE answer, in place of the cache's; 0 = as
+// long as a poll or a load may take.
+func SoftTimeout(d time.Duration) ReadOption { return ReadOption{kind: optionSoftTimeout, duration: d} }
 
 // AtLeast keeps this read from going behind the token: it sees the session's own writes and nothing
 // older than what the session has read, on whichever replica.
@@ -125,6 +131,23 @@ type CacheConfig[V any] struct {
 	// for what does not, 10 ms to 10 years; 0 = 1 h and 30 s. They save space; freshness does not need
 	// them.
 	TTL, NegativeTTL time.Duration
+	// Refresh loads entries that are hit anew ahead of their expiry; zero = never.
+	Refresh Refresh
+
+	// Budget and MaxStale of the reads that name none; 0 = the node's. A MaxStale below 0 allows no STALE
+	// answer where the node allows some.
+	Budget, MaxStale time.Duration
+	// SoftTimeout is how long a read waits, for a poll or a load, before it takes a STALE answer that
+	// MaxStale allows. What it has waited for goes on and fills the cache. 1 ms up to LoadTimeout; 0 = as
+	// long as they may take.
+	SoftTimeout time.Duration
+	// LoadTimeout bounds one load, waiting included: 10 ms up to [PostgresConfig].LoadTimeout; 0 = as long
+	// as that.
+	LoadTimeout time.Duration
+	// RetryAfter is for how long after a load failed the reads of its id that may have a STALE answer take it
+	// without asking the source again, with a tenth of jitter: 1 ms to 1 h; 0 = 100 ms.
+	RetryAfter time.Duration
+
 	// MaxEntries and MaxBytes bound this cache in L1; 0 = 100,000 and 64 MiB. Bytes are those of the
 	// encoded values and an allowance for what stands around them; an entry above 1 MiB, or a 64th of
 	// MaxBytes if that is more, may find no room.
@@ -138,10 +161,17 @@ type CacheConfig[V any] struct {
 type Cache[V any] struct {
 	node  *Node
 	name  cacheName
+	want  tiers.Want // of reads that name nothing
 	tiers *tiers.Cache[V]
 }
 
-// NewCache makes a cache on the node. A node has one cache for each namespace and view.
+// Refresh says when an entry that is hit is loaded anew in the background, ahead of its expiry, by one
+// replica for all: behind a part of its time to live (Ahead), or by XFetch (Beta). The replica is the one that
+// gets the entry's lease in Redis; without Redis, the entity's owner.
+type Refresh = tiers.Refresh
+
+// NewCache makes a cache on the node. A node has one cache for each namespace and view. The error names all
+// fields that are wrong.
 func NewCache[V any](n *Node, c CacheConfig[V]) (*Cache[V], error) {
 	name := cacheName{c.Namespace, c.View}
 	if name.view == "" {
@@ -150,18 +180,17 @@ func NewCache[V any](n *Node, c CacheConfig[V]) (*Cache[V], error) {
 	fail := func(err error) (*Cache[V], error) {
 		return nil, fmt.Errorf("node: cache of %q, view %q: %w", name.namespace, name.view, err)
 	}
+	var source tiers.Source[V]
+	wrong := errors.New("CacheConfig.Source is nil; want SQL or Func")
+	if c.Source != nil {
+		source, wrong = c.Source(n)
+	}
 	warm := c.WarmUp.plan(n, name)
-	if err := warm.check(c.MaxEntries); c.Source == nil {
-		return fail(errors.Join(errors.New("CacheConfig.Source is nil; want SQL or Func"), err))
-	} else if err != nil {
-		return fail(err)
-	}
-	source, err := c.Source(n)
-	if err != nil {
-		return fail(err)
-	}
-	inner, err := newTiers(n, name, tiers.Config[V]{
+	wrong = errors.Join(wrong, warm.check(c.MaxEntries))
+	s := settings{c.Budget, c.MaxStale, c.SoftTimeout, c.LoadTimeout}
+	inner, err := newTiers(n, name, s, wrong, tiers.Config[V]{
 		Source: source, Tags: c.Tags, TTL: c.TTL, NegativeTTL: c.NegativeTTL, MaxEntries: c.MaxEntries, MaxBytes: c.MaxBytes,
+		Refresh: c.Refresh, RetryAfter: c.RetryAfter,
 		Key: func(g cluster.Generation, id string) (string, error) {
 			key, err := n.keys.Entity(g, name.namespace, id, name.view)
 			if err != nil {
@@ -176,13 +205,14 @@ func NewCache[V any](n *Node, c CacheConfig[V]) (*Cache[V], error) {
 	if err != nil {
 		return fail(err)
 	}
-	return &Cache[V]{node: n, name: name, tiers: inner}, nil
+	return &Cache[V]{node: n, name: name, want: s.want(n.config), tiers: inner}, nil
 }
 
-// newTiers makes the read path and enters it in the node.
-func newTiers[V any](n *Node, name cacheName, c tiers.Config[V]) (*tiers.Cache[V], error) {
-	if err := errors.Join(cluster.CheckNamespace(name.namespace), cluster.CheckView(name.view)); err != nil {
-		return nil, err
+// newTiers makes the read path and enters it in the node, unless something is wrong.
+func newTiers[V any](n *Node, name cacheName, s settings, wrong error, c tiers.Config[V]) (*tiers.Cache[V], error) {
+	wrong = errors.Join(wrong, cluster.CheckNamespace(name.namespace), cluster.CheckView(name.view), s.validate(n.config), c.Validate())
+	if wrong != nil {
+		return nil, wrong
 	}
 	c.Namespace, c.View = name.namespace, name.view
 	n.mu.Lock()
@@ -193,7 +223,9 @@ func newTiers[V any](n *Node, name cacheName, c tiers.Config[V]) (*tiers.Cache[V
 	if _, there := n.caches[name]; there {
 		return nil, errors.New("this node has one already; want another namespace or view")
 	}
-	inner, err := tiers.NewCache(n.shared(), c)
+	shared := n.shared()
+	shared.LoadTimeout = s.hardTimeout(n.config)
+	inner, err := tiers.NewCache(shared, c)
 	if err != nil {
 		return nil, err
 	}
@@ -222,11 +254,11 @@ func (n *Node) shared() tiers.Shared {
 // Get returns the value, [ErrNotFound] if there is none, or why it cannot be had.
 func (c *Cache[V]) Get(ctx context.Context, id string, options ...ReadOption) (V, error) {
 	if len(options) == 0 {
-		if v, ok := c.tiers.Hit(id, c.node.budget); ok {
+		if v, ok := c.tiers.Hit(id, c.want.Budget); ok {
 			return v, nil
 		}
 	}
-	r, err := c.tiers.Lookup(ctx, id, c.node.want(options))
+	r, err := c.tiers.Lookup(ctx, id, wanted(c.want, options))
 	if err == nil && r.Absent {
 		err = ErrNotFound
 	}
@@ -236,19 +268,20 @@ func (c *Cache[V]) Get(ctx context.Context, id string, options ...ReadOption) (V
 // Lookup is [Cache.Get] with the labels. When the error is [ErrNotFound] the entry's labels are those
 // of the answer "not found".
 func (c *Cache[V]) Lookup(ctx context.Context, id string, options ...ReadOption) (Entry[V], error) {
-	want := c.node.want(options)
+	want := wanted(c.want, options)
 	r, err := c.tiers.Lookup(ctx, id, want)
 	return entryOf(c.name, want.Token, &r, err)
 }
 
 // GetMany returns what there is of the ids, labelled; ids that do not exist are not in the map. What is
-// not in L1 travels together. On an error the map holds the entries that could be had, and the error
-// is that of one that could not; with [Consistent] it holds all of them or none. At most [MaxIDs] ids.
+// not in L1 travels together: one round trip to each Redis shard, and one load, per 100 ids. On an error the
+// map holds the entries that could be had, and the error is that of one that could not; with [Consistent] it
+// holds all of them or none. At most [MaxIDs] ids.
 func (c *Cache[V]) GetMany(ctx context.Context, ids []string, options ...ReadOption) (map[string]Entry[V], error) {
 	if len(ids) > MaxIDs {
 		return nil, fmt.Errorf("node: GetMany of %d ids: want at most %d: %w", len(ids), MaxIDs, ErrTooLarge)
 	}
-	want := c.node.want(options)
+	want := wanted(c.want, options)
 	results, err := c.tiers.LookupMany(ctx, ids, want)
 	entries := make(map[string]Entry[V], len(ids))
 	for i := range results {
@@ -265,21 +298,78 @@ func (c *Cache[V]) GetMany(ctx context.Context, ids []string, options ...ReadOpt
 // MaxIDs bounds the ids of one call.
 const MaxIDs = 10_000
 
+// Exists reports whether there is such an entity, by the rules of [Cache.Get].
+func (c *Cache[V]) Exists(ctx context.Context, id string, options ...ReadOption) (bool, error) {
+	_, err := c.Get(ctx, id, options...)
+	if errors.Is(err, ErrNotFound) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// TTL returns what is left of the time to live of the id's entry, and the tier that keeps it: L1, or L2. If
+// neither has one that could be served, both are 0. Nothing is loaded. An error says that the id is bad or
+// that Redis could not be asked.
+func (c *Cache[V]) TTL(ctx context.Context, id string) (time.Duration, Tier, error) {
+	left, tier, err := c.tiers.Left(ctx, id)
+	return left, tier, wrap(c.name, err)
+}
+
 // Invalidate says that the entities changed, in all views, in a transaction of its own, at once or as the
 // strategies say. The token keeps reads that carry it from seeing them as they were.
 func (c *Cache[V]) Invalidate(ctx context.Context, ids []string, strategies ...Strategy) (Token, error) {
 	return c.node.Invalidate(ctx, c.name.namespace, ids, strategies...)
 }
 
-// want is what a read with the options asks for.
+// settings are what a cache may say of its reads and loads in place of the node.
+type settings struct{ budget, maxStale, softTimeout, loadTimeout time.Duration }
+
+func (s settings) validate(n Config) error {
+	var problems []error
+	for _, d := range []struct {
+		field           string
+		value, min, max time.Duration
+	}{
+		{"Budget", s.budget, time.Millisecond, MaxBudget},
+		{"MaxStale", max(s.maxStale, 0), time.Millisecond, MaxBudget},
+		{"LoadTimeout", s.loadTimeout, 10 * time.Millisecond, n.loadTimeout()},
+		{"SoftTimeout", s.softTimeout, time.Millisecond, min(max(s.hardTimeout(n), time.Millisecond), n.loadTimeout())},
+	} {
+		if d.value != 0 && (d.value < d.min || d.value > d.max) {
+			problems = append(problems, fmt.Errorf("%s is %v; want %v to %v, or 0 for the default", d.field, d.value, d.min, d.max))
+		}
+	}
+	if s.budget != 0 && s.budget <= n.pollInterval() {
+		problems = append(problems, fmt.Errorf("Budget %v is not above Config.Postgres.PollInterval %v: most reads would wait for a poll; ask for less by Within", s.budget, n.pollInterval()))
+	}
+	return errors.Join(problems...)
+}
+
+func (s settings) hardTimeout(n Config) time.Duration { return cmp.Or(s.loadTimeout, n.loadTimeout()) }
+
+// want is what a read asks for that names nothing itself.
+func (s settings) want(n Config) tiers.Want {
+	return tiers.Want{
+		Budget: cmp.Or(s.budget, n.budget()), MaxStale: max(cmp.Or(s.maxStale, n.MaxStale), 0), SoftTimeout: s.softTimeout,
+		Grace: true,
+	}
+}
+
+// want is what a read with the options asks for that is of no cache.
 func (n *Node) want(options []ReadOption) tiers.Want {
-	want := tiers.Want{Budget: n.budget, MaxStale: n.config.MaxStale, Grace: true}
+	return wanted(settings{}.want(n.config), options)
+}
+
+// wanted is what a read with the options asks for.
+func wanted(want tiers.Want, options []ReadOption) tiers.Want {
 	for i := range options {
 		switch o := &options[i]; o.kind {
 		case optionBudget:
 			want.Budget, want.Grace = min(max(o.duration, 0), MaxBudget), false
 		case optionStale:
 			want.MaxStale = min(max(o.duration, 0), MaxBudget)
+		case optionSoftTimeout:
+			want.SoftTimeout = min(max(o.duration, 0), MaxBudget)
 		case optionToken:
 			want.Token = want.Token.Merge(o.token)
 		case optionConsistent:

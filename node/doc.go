@@ -13,8 +13,9 @@
 //
 // Every answer is labelled. FRESH ([Entry.Fresh]) means that it reflects every Postgres commit older
 // than the budget of the read: [Config.Budget], or [Within] for one read; 0 asks for every commit that
-// was acknowledged before the read began. STALE means that this cannot be proven now; the answer is
-// then at most [Entry.Age] old, and is only given to who allows it ([Config.MaxStale], [StaleWithin]).
+// was acknowledged before the read began. STALE means that this cannot be proven now, or not as soon as
+// the reader wants an answer ([SoftTimeout]); the answer is then at most [Entry.Age] old, and is only given
+// to who allows it ([Config.MaxStale], [StaleWithin]).
 //
 // A writer may allow that values from before a change are given for a while ([WithGrace]). Reads that name no
 // budget may then get one at once, labelled as STALE with [Entry.Grace] above 0; it reflects all else as a

@@ -25,7 +25,6 @@ type Node struct {
 	config Config
 	id     string
 	boot   uint64
-	budget time.Duration // of reads that name none
 	log    *slog.Logger
 	keys   cluster.Keys
 
@@ -78,6 +77,7 @@ type cache interface {
 	Cold(ids []string, want tiers.Want) []string
 	Warm(ctx context.Context, ids []string, want tiers.Want) (tiers.Warmed, error)
 	L2Key(id string) (string, error)
+	CountUnlink()
 	Stats() tiers.Stats
 	Close() error
 }
@@ -97,7 +97,7 @@ func Open(ctx context.Context, c Config) (*Node, error) {
 // openOn starts a node on the parts, which it owns also when they come with an error.
 func openOn(c Config, provide func(*Node) (parts, error)) (*Node, error) {
 	n := &Node{
-		config: c, id: c.id(), boot: newBoot(), budget: c.budget(), due: newAlarm(),
+		config: c, id: c.id(), boot: newBoot(), due: newAlarm(),
 		caches: map[cacheName]cache{}, warmUps: map[cacheName]*warmUp{},
 	}
 	n.life, n.end = context.WithCancel(context.Background())

@@ -1,6 +1,7 @@
 package node
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -25,10 +26,14 @@ type QueryConfig[V any] struct {
 	// Tags are what the result depends on, up to 64. They are asked for with the zero V where there is no
 	// result: that depends on them no less.
 	Tags func(p cluster.Params, v V) []string
-	// TTL, MaxEntries, MaxBytes as in [CacheConfig].
-	TTL        time.Duration
-	MaxEntries int
-	MaxBytes   int64
+	// These are as in [CacheConfig], but for a NegativeTTL of 0, which means as long as TTL.
+	TTL, NegativeTTL         time.Duration
+	Refresh                  Refresh
+	Budget, MaxStale         time.Duration
+	SoftTimeout, LoadTimeout time.Duration
+	RetryAfter               time.Duration
+	MaxEntries               int
+	MaxBytes                 int64
 	// WarmUp as in [CacheConfig].
 	WarmUp QueryWarmUp
 }
@@ -37,23 +42,24 @@ type QueryConfig[V any] struct {
 type QueryCache[V any] struct {
 	node  *Node
 	name  cacheName
+	want  tiers.Want // of reads that name nothing
 	tiers *tiers.Cache[V]
 }
 
-// NewQueryCache makes a cache of query results on the node.
+// NewQueryCache makes a cache of query results on the node. The error names all fields that are wrong.
 func NewQueryCache[V any](n *Node, c QueryConfig[V]) (*QueryCache[V], error) {
 	name := cacheName{c.Namespace, c.View}
 	fail := func(err error) (*QueryCache[V], error) {
 		return nil, fmt.Errorf("node: query cache of %q, view %q: %w", name.namespace, name.view, err)
 	}
 	warm := c.WarmUp.plan(n, name)
-	if err := warm.check(c.MaxEntries); c.Query == nil {
-		return fail(errors.Join(errors.New("QueryConfig.Query is nil; want a function that gives the SQL"), err))
-	} else if err != nil {
-		return fail(err)
+	wrong := warm.check(c.MaxEntries)
+	if c.Query == nil {
+		wrong = errors.Join(errors.New("QueryConfig.Query is nil; want a function that gives the SQL"), wrong)
 	}
 	config := tiers.Config[V]{
-		TTL: c.TTL, NegativeTTL: c.TTL, MaxEntries: c.MaxEntries, MaxBytes: c.MaxBytes,
+		TTL: c.TTL, NegativeTTL: cmp.Or(c.NegativeTTL, c.TTL), MaxEntries: c.MaxEntries, MaxBytes: c.MaxBytes,
+		Refresh: c.Refresh, RetryAfter: c.RetryAfter,
 		Source: tiers.NewQuerySource[V](n.loads, func(id string) (string, []any, error) {
 			p, err := paramsOf(id)
 			if err != nil {
@@ -83,14 +89,15 @@ func NewQueryCache[V any](n *Node, c QueryConfig[V]) (*QueryCache[V], error) {
 			return c.Tags(p, v)
 		}
 	}
-	inner, err := newTiers(n, name, config)
+	s := settings{c.Budget, c.MaxStale, c.SoftTimeout, c.LoadTimeout}
+	inner, err := newTiers(n, name, s, wrong, config)
 	if err == nil {
 		err = n.startWarmUp(warm, name, c.MaxEntries, c.MaxBytes, warmPlan{limit: 1_000, rate: 200})
 	}
 	if err != nil {
 		return fail(err)
 	}
-	return &QueryCache[V]{node: n, name: name, tiers: inner}, nil
+	return &QueryCache[V]{node: n, name: name, want: s.want(n.config), tiers: inner}, nil
 }
 
 // idOf is the canonical text of parameters, by which a query's result is known in this process and to
@@ -128,7 +135,35 @@ func (c *QueryCache[V]) Get(ctx context.Context, p cluster.Params, options ...Re
 // Lookup is [QueryCache.Get] with the labels.
 func (c *QueryCache[V]) Lookup(ctx context.Context, p cluster.Params, options ...ReadOption) (Entry[V], error) {
 	id := idOf(p)
-	want := c.node.want(options)
+	want := wanted(c.want, options)
 	r, err := c.tiers.Lookup(ctx, id, want)
 	return entryOf(c.name, want.Token, &r, err)
+}
+
+// GetMany returns the results under several parameters, in their order, labelled; one that does not exist
+// or could not be had has Tier 0. They travel as those of [Cache.GetMany] do, but the query runs once for
+// each that is loaded. The error is that of one that could not be had. At most [MaxIDs].
+func (c *QueryCache[V]) GetMany(ctx context.Context, all []cluster.Params, options ...ReadOption) ([]Entry[V], error) {
+	if len(all) > MaxIDs {
+		return nil, fmt.Errorf("node: GetMany of %d queries: want at most %d: %w", len(all), MaxIDs, ErrTooLarge)
+	}
+	ids := make([]string, len(all))
+	for i, p := range all {
+		ids[i] = idOf(p)
+	}
+	want := wanted(c.want, options)
+	results, err := c.tiers.LookupMany(ctx, ids, want)
+	entries := make([]Entry[V], len(all))
+	for i := range results {
+		if r := &results[i]; r.Tier != 0 && !r.Absent {
+			entries[i], _ = entryOf(c.name, want.Token, r, nil)
+		}
+	}
+	return entries, wrap(c.name, err)
+}
+
+// TTL is [Cache.TTL] for the result under the parameters.
+func (c *QueryCache[V]) TTL(ctx context.Context, p cluster.Params) (time.Duration, Tier, error) {
+	left, tier, err := c.tiers.Left(ctx, idOf(p))
+	return left, tier, wrap(c.name, err)
 }

@@ -87,8 +87,11 @@ type NamespaceStats struct {
 	View      string `json:"view"`
 	// Generation is the present one, "3.1": the application's and the namespace's.
 	Generation string `json:"generation"`
-	// Reads = Fresh + Stale + Errors; the answers by tier sum up to Reads - Errors.
+	// Reads = Fresh + Stale + Errors = Hits + Misses. The answers by tier sum up to Reads - Errors: Hits are
+	// those of L1, L2 and owners, Misses those of the source, and the Errors.
 	Reads      uint64 `json:"reads"`
+	Hits       uint64 `json:"hits"`
+	Misses     uint64 `json:"misses"`
 	Fresh      uint64 `json:"fresh"`
 	Stale      uint64 `json:"stale"`
 	Graced     uint64 `json:"graced"` // of Stale, since the changes that they lacked have a grace
@@ -106,10 +109,24 @@ type NamespaceStats struct {
 	CutThrough  uint64  `json:"cut_through"`
 	Rejected    uint64  `json:"rejected"`
 	Unusable    uint64  `json:"unusable"`
-	FillErrors  uint64  `json:"fill_errors"`
-	L1Entries   int64   `json:"l1_entries"`
-	L1Bytes     int64   `json:"l1_bytes"`
-	L1Evictions uint64  `json:"l1_evictions"`
+	// Fills are loaded entries that got into L2, FillErrors those for which that failed; while a shard's breaker
+	// is open it is not tried. Unlinks are keys whose removal from L2 was asked for since a write of this node
+	// changed their entity; the shards count what fails.
+	Fills      uint64 `json:"fills"`
+	FillErrors uint64 `json:"fill_errors"`
+	Unlinks    uint64 `json:"unlinks"`
+	// SoftTimeouts are reads that had waited for SoftTimeout when there was a STALE answer for them.
+	SoftTimeouts uint64 `json:"soft_timeouts"`
+	// Refreshes ahead of an expiry by what became of them: loaded here; taken, another replica having loaded;
+	// skipped, another being at it or reads needing the source; or failed.
+	Refreshed        uint64 `json:"refreshed"`
+	RefreshesTaken   uint64 `json:"refreshes_taken"`
+	RefreshesSkipped uint64 `json:"refreshes_skipped"`
+	RefreshErrors    uint64 `json:"refresh_errors"`
+
+	L1Entries   int64  `json:"l1_entries"`
+	L1Bytes     int64  `json:"l1_bytes"`
+	L1Evictions uint64 `json:"l1_evictions"`
 	// WarmUps are those of its sources, in their order; what they read is none of the counts above.
 	WarmUps []WarmUpStats `json:"warm_ups,omitempty"`
 }
@@ -177,10 +194,13 @@ func (n *Node) cacheStats() []namedStats {
 func (s namedStats) json() NamespaceStats {
 	return NamespaceStats{
 		Namespace: s.name.namespace, View: s.name.view,
-		Reads: s.Reads, Fresh: s.Fresh, Stale: s.Stale, Graced: s.Graced, Errors: s.Errors,
+		Reads: s.Reads, Hits: s.L1Hits + s.L2Hits + s.OwnerHits, Misses: s.SourceHits + s.Errors,
+		Fresh: s.Fresh, Stale: s.Stale, Graced: s.Graced, Errors: s.Errors,
 		L1Hits: s.L1Hits, L2Hits: s.L2Hits, OwnerHits: s.OwnerHits, SourceHits: s.SourceHits, Negative: s.Negative,
 		Loads: s.Loads, LoadErrors: s.LoadErrors, LoadSeconds: s.LoadTime.Seconds(), Coalesced: s.Coalesced,
-		CutThrough: s.CutThrough, Rejected: s.Rejected, Unusable: s.Unusable, FillErrors: s.FillErrors,
+		CutThrough: s.CutThrough, Rejected: s.Rejected, Unusable: s.Unusable,
+		Fills: s.Fills, FillErrors: s.FillErrors, Unlinks: s.Unlinks, SoftTimeouts: s.SoftTimeouts,
+		Refreshed: s.Refreshed, RefreshesTaken: s.RefreshesTaken, RefreshesSkipped: s.RefreshesSkipped, RefreshErrors: s.RefreshErrors,
 		L1Entries: s.L1.Entries, L1Bytes: s.L1.Bytes, L1Evictions: s.L1.Evictions, WarmUps: s.warmUps,
 	}
 }

@@ -39,6 +39,7 @@ type trafficConfig struct {
 	readers int             // per replica; 0 = 2
 	writers int             // half of them through replicas, half as another service
 	budgets []time.Duration // nil = 0, 50 ms and 1 s
+	pause   time.Duration   // of a reader, after each read
 }
 
 func (s *site) traffic(replicas []*replica, c trafficConfig) *traffic {
@@ -70,7 +71,7 @@ func (s *site) traffic(replicas []*replica, c trafficConfig) *traffic {
 	s.t.Cleanup(func() { f.end(); f.work.Wait() })
 	for i, r := range replicas {
 		for range c.readers {
-			f.work.Go(func() { f.read(r, fmt.Sprint(i), c.budgets) })
+			f.work.Go(func() { f.read(r, fmt.Sprint(i), c.budgets, c.pause) })
 		}
 	}
 	for n := range c.writers {
@@ -89,8 +90,8 @@ func (f *traffic) fail(err error) {
 	}
 }
 
-func (f *traffic) read(r *replica, name string, budgets []time.Duration) {
-	for f.ctx.Err() == nil {
+func (f *traffic) read(r *replica, name string, budgets []time.Duration, pause time.Duration) {
+	for ; f.ctx.Err() == nil; f.wait(pause) {
 		id := 1 + rand.IntN(f.keys)
 		budget := budgets[rand.IntN(len(budgets))]
 		began := f.clock()
@@ -155,6 +156,9 @@ func (f *traffic) write(n int) {
 }
 
 func (f *traffic) wait(d time.Duration) {
+	if d == 0 {
+		return
+	}
 	timer := time.NewTimer(d)
 	defer timer.Stop()
 	select {

@@ -37,9 +37,12 @@ type world struct {
 	hub   *conntest.Hub
 	l2    *l2test.Memory
 
-	mu       sync.Mutex // also makes a commit and the row it changes one step
+	mu       sync.Mutex       // also makes a commit and the row it changes one step
+	cache    CacheConfig[row] // of replicas that are opened
 	random   *rand.Rand
-	rows     map[uint64]uint64 // key -> op; none = absent
+	rows     map[uint64]uint64          // key -> op; none = absent
+	loads    map[uint64][]time.Duration // key -> when loads of it began
+	delay    time.Duration              // of every load
 	ops      uint64
 	history  history.History
 	replicas []*virtual
@@ -88,9 +91,16 @@ type virtual struct {
 
 func newWorld(t *testing.T, seed uint64) *world {
 	t.Helper()
+	return newWorldOf(t, seed, CacheConfig[row]{})
+}
+
+// newWorldOf is one whose replicas have such a cache.
+func newWorldOf(t *testing.T, seed uint64, cache CacheConfig[row]) *world {
+	t.Helper()
 	w := &world{
-		t: t, began: time.Now(), log: logtest.NewMemory(), hub: conntest.NewHub(seed), l2: l2test.NewMemory(0),
-		random: rand.New(rand.NewPCG(seed, 1)), rows: map[uint64]uint64{}, turns: map[uint64]chan struct{}{},
+		cache: cache,
+		t:     t, began: time.Now(), log: logtest.NewMemory(), hub: conntest.NewHub(seed), l2: l2test.NewMemory(0),
+		random: rand.New(rand.NewPCG(seed, 1)), rows: map[uint64]uint64{}, loads: map[uint64][]time.Duration{}, turns: map[uint64]chan struct{}{},
 		changes: map[uint64]change{},
 	}
 	for key := range uint64(worldKeys) {
@@ -137,9 +147,9 @@ func (w *world) open() *virtual {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	v.rows, err = NewCache(v.node, CacheConfig[row]{
-		Namespace: "row", Source: func(*Node) (tiers.Source[row], error) { return v, nil },
-	})
+	cache := w.cache
+	cache.Namespace, cache.Source = "row", func(*Node) (tiers.Source[row], error) { return v, nil }
+	v.rows, err = NewCache(v.node, cache)
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -200,6 +210,13 @@ func (v *virtual) Load(ctx context.Context, ids []string) (tiers.Batch[row], err
 	if err := v.log.travel(ctx); err != nil {
 		return tiers.Batch[row]{}, err
 	}
+	v.world.mu.Lock()
+	for _, id := range ids {
+		v.world.loads[rowKey(id)] = append(v.world.loads[rowKey(id)], v.world.now())
+	}
+	delay := v.world.delay
+	v.world.mu.Unlock()
+	rest(delay)
 	batch := tiers.Batch[row]{Values: map[string]row{}}
 	v.world.mu.Lock()
 	batch.Snapshot = v.world.log.Snapshot()
@@ -210,6 +227,13 @@ func (v *virtual) Load(ctx context.Context, ids []string) (tiers.Batch[row], err
 	}
 	v.world.mu.Unlock()
 	return batch, v.log.travel(ctx)
+}
+
+// slow makes loads take so much longer.
+func (w *world) slow(delay time.Duration) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.delay = delay
 }
 
 func rowKey(id string) uint64 {
@@ -489,6 +513,7 @@ func (w *world) freshWithin(v *virtual, from, to time.Duration) (n int) {
 // scenario is what goes wrong while clients are at work.
 type scenario struct {
 	lasts time.Duration
+	cache CacheConfig[row] // what differs from the defaults
 	// faults runs beside the clients; it may take as long as the scenario lasts. nil = none.
 	faults func(w *world)
 	// check looks at what came of it besides the invariants. nil = nothing.
@@ -506,6 +531,10 @@ func scenarios() map[string]scenario {
 			w.t.Errorf("no answer came from %v: %v", t, r.ByTier)
 		}
 	}
+	refreshing := CacheConfig[row]{
+		TTL: 500 * time.Millisecond, NegativeTTL: 500 * time.Millisecond, Refresh: Refresh{Ahead: 0.6, Beta: 1},
+		MaxStale: time.Minute, SoftTimeout: 50 * time.Millisecond,
+	}
 	return map[string]scenario{
 		"AllIsWell": {lasts: long, check: func(w *world, r *history.Report) {
 			for _, t := range []Tier{TierL1, TierL2, TierSource} {
@@ -513,6 +542,28 @@ func scenarios() map[string]scenario {
 			}
 			if n := uint64(len(w.graced)); r.Failures > 0 || n == 0 || r.Fresh+n != r.Reads {
 				w.t.Errorf("%d failures, %d of %d answers FRESH, %d in their grace", r.Failures, r.Fresh, r.Reads, n)
+			}
+		}},
+		"RefreshAhead": {lasts: 20 * time.Second, cache: refreshing, check: func(w *world, r *history.Report) {
+			tier(w, r, TierL2)
+			if n := uint64(len(w.graced)); r.Failures > 0 || r.Fresh+n != r.Reads {
+				w.t.Errorf("%d failures, %d of %d answers FRESH, %d in their grace", r.Failures, r.Fresh, r.Reads, n)
+			}
+			var s NamespaceStats
+			for _, v := range w.replicas {
+				of := v.node.Stats().Namespaces[0]
+				s.Refreshed, s.RefreshesTaken = s.Refreshed+of.Refreshed, s.RefreshesTaken+of.RefreshesTaken
+			}
+			if s.Refreshed == 0 || s.RefreshesTaken == 0 {
+				w.t.Errorf("%d refreshed, %d taken from another replica", s.Refreshed, s.RefreshesTaken)
+			}
+		}},
+		"RefreshAheadOffPostgres": {lasts: 12 * time.Second, cache: refreshing, faults: func(w *world) {
+			for range 3 {
+				rest(2 * time.Second)
+				first(w).log.Cut(true)
+				rest(2 * time.Second)
+				first(w).log.Cut(false)
 			}
 		}},
 		"HintsLost":      {lasts: long, faults: func(w *world) { w.hub.Set(conntest.Faults{Drop: 1}) }},
@@ -678,7 +729,7 @@ func TestI1I2I3I4I5VirtualCluster(t *testing.T) {
 	for name, s := range scenarios() {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				w := newWorld(t, 1)
+				w := newWorldOf(t, 1, s.cache)
 				var faults sync.WaitGroup
 				if s.faults != nil {
 					faults.Go(func() { s.faults(w) })

@@ -265,6 +265,7 @@ func (n *Node) unlink(ctx context.Context, scopes []coherence.Scope) {
 			// An id without a key has no entry.
 			if key, err := c.L2Key(scope.ID); err == nil && n.l2.Available(key) {
 				keys = append(keys, key)
+				c.CountUnlink()
 			}
 		}
 		if len(keys) >= maxUnlink {

@@ -23,12 +23,12 @@ import (
 // childMode names what this binary does as a child of a test; see child.
 const childMode = "FRESHET_NODE_TEST_CHILD"
 
-// child is a replica that dies in the middle of a write, by SIGKILL. It says "ready" before.
+// child is a replica that dies in the middle of a write, or of a refresh, by SIGKILL.
 func child(mode string) error {
 	ctx := context.Background()
 	n, err := node.Open(ctx, node.Config{
 		App: os.Getenv("APP"), Postgres: node.PostgresConfig{DSN: os.Getenv("DSN")},
-		Redis: node.RedisConfig{Addrs: strings.Split(os.Getenv("REDIS"), ",")},
+		Redis: node.RedisConfig{Addrs: strings.Split(os.Getenv("REDIS"), ","), Timeout: patient},
 		NATS:  node.NATSConfig{URLs: []string{os.Getenv("NATS")}},
 	})
 	if err != nil {
@@ -59,6 +59,8 @@ func child(mode string) error {
 			return err
 		}
 		return die()
+	case "refresh":
+		return dieRefreshing(ctx, n, die)
 	}
 	return fmt.Errorf("no such mode: %q", mode)
 }
