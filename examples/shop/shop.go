@@ -54,6 +54,10 @@ type API struct {
 	categoryPage *node.QueryCache[CategoryPage]
 }
 
+// What is asked for again and again never expires under a request, and where the node allows STALE answers (its
+// MaxStale), a slow database delays a page by softTimeout at most.
+const softTimeout = 2 * time.Second
+
 // New makes the API on n, whose Postgres holds the tables of Migrate. The caller closes n, after the last
 // request. One node takes one API: the namespaces product and category are its own.
 func New(n *node.Node, o Options) (*API, error) {
@@ -61,23 +65,26 @@ func New(n *node.Node, o Options) (*API, error) {
 		return nil, fmt.Errorf("shop: %w", err)
 	}
 	a := &API{node: n, timeout: o.timeout(), log: o.logger()}
+	refresh := node.Refresh{Ahead: 0.8, Beta: 1}
 	var errs [4]error
 	var warm warmUps
 	if o.WarmUp {
 		warm = allWarmUps()
 	}
 	a.products, errs[0] = node.NewCache(n, node.CacheConfig[Product]{
-		Namespace: "product", MaxEntries: o.MaxEntries, Source: node.SQL[Product](productsByID), WarmUp: warm.products,
+		Namespace: "product", MaxEntries: o.MaxEntries, Source: node.SQL[Product](productsByID),
+		WarmUp: warm.products, Refresh: refresh, SoftTimeout: softTimeout,
 	})
 	a.productPages, errs[1] = node.NewQueryCache(n, node.QueryConfig[ProductPage]{
-		Namespace: "product", View: "page", Query: productList, WarmUp: warm.productPages,
+		Namespace: "product", View: "page", Query: productList, WarmUp: warm.productPages, Refresh: refresh, SoftTimeout: softTimeout,
 		Tags: func(filter cluster.Params, _ ProductPage) []string { return listTags(filter) },
 	})
 	a.categories, errs[2] = node.NewCache(n, node.CacheConfig[Category]{
-		Namespace: "category", Source: node.SQL[Category](categoriesByID), WarmUp: warm.categories,
+		Namespace: "category", Source: node.SQL[Category](categoriesByID),
+		WarmUp: warm.categories, Refresh: refresh, SoftTimeout: softTimeout,
 	})
 	a.categoryPage, errs[3] = node.NewQueryCache(n, node.QueryConfig[CategoryPage]{
-		Namespace: "category", View: "page", WarmUp: warm.categoryPage,
+		Namespace: "category", View: "page", WarmUp: warm.categoryPage, Refresh: refresh, SoftTimeout: softTimeout,
 		Query: func(cluster.Params) (string, []any, error) { return categoryList, nil, nil },
 		Tags:  func(cluster.Params, CategoryPage) []string { return []string{"category"} },
 	})

@@ -344,6 +344,12 @@ var mutants = []mutant{
 		folder: "tiers", killer: "TestLeaseIsOfOneLoad",
 	},
 	{
+		name: "refresh-without-lease", guard: "one replica of all refreshes an entry",
+		file: "tiers/refresh.go",
+		old:  "TierL2), reply.Held\n", with: "TierL2), true\n",
+		folder: "node", killer: "TestI6OneRefresher",
+	},
+	{
 		name: "bulkhead-not-entered", guard: "loads at once are bounded",
 		file: "tiers/flight.go",
 		old:  "\tif err := c.Bulkhead.Enter(ctx); err != nil {\n\t\treturn began, loaded, err\n\t}\n\tdefer c.Bulkhead.Leave()\n", with: "",
@@ -432,6 +438,12 @@ var mutants = []mutant{
 		folder: "tiers", killer: "TestI1NegativeEntry",
 	},
 	{
+		name: "hit-beyond-ttl", guard: "nor is an entry hit that has expired, also when its refresh has failed",
+		file: "tiers/read.go",
+		old:  "if it == nil || now >= it.expires ||", with: "if it == nil ||",
+		folder: "tiers", killer: "TestI1FailedRefresh",
+	},
+	{
 		name: "no-check-at-return", guard: "an answer is checked when it is returned",
 		file: "tiers/proof.go",
 		old:  "if now >= it.expires || !c.revalidate(it) {", with: "if now >= it.expires {",
@@ -496,6 +508,12 @@ var mutants = []mutant{
 		file: "tiers/proof.go",
 		old:  "return as, seen && !c.Own.writtenSince(as, it.scopes)", with: "return as, seen",
 		folder: "tiers", killer: "TestI2StaleHasOwnWrites",
+	},
+	{
+		name: "stale-labelled-fresh", guard: "what a read takes since it has waited long enough, or since the source fails, is labelled",
+		file: "tiers/proof.go",
+		old:  "return it.result(tier, false, now.Sub(as), now, poll), true", with: "return it.result(tier, true, now.Sub(as), now, poll), true",
+		folder: "tiers", killer: "TestSoftTimeout",
 	},
 	{
 		name: "stale-beyond-bound", guard: "nor older than the reader allows",

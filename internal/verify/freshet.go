@@ -25,6 +25,7 @@ const (
 	freshetWrite    = 5 * time.Second
 	freshetGrace    = 2 * time.Second // of a sixteenth of the writes
 	freshetBatch    = "verify"
+	freshetSoft     = 250 * time.Millisecond
 )
 
 // Freshet opens a node with its caches, each of which begins with what the others read. Get says which rows are
@@ -57,6 +58,7 @@ type freshet struct {
 	node  *node.Node
 	rows  *node.Cache[freshetRow]
 	funcs *node.Cache[freshetRow]
+	ahead *node.Cache[freshetRow]
 	lists *node.QueryCache[[]freshetRow]
 	joint joint
 
@@ -69,12 +71,16 @@ type freshetRow struct {
 }
 
 func (f *freshet) openCaches() error {
-	var rows, funcs, lists error
+	var rows, funcs, ahead, lists error
 	f.rows, rows = node.NewCache(f.node, node.CacheConfig[freshetRow]{
 		Namespace: "row", Source: node.SQL[freshetRow](RowQuery), MaxEntries: freshetL1, WarmUp: node.WarmUp{Peers: true},
 	})
 	f.funcs, funcs = node.NewCache(f.node, node.CacheConfig[freshetRow]{
 		Namespace: "row", View: "func", Source: node.Func(f.load), MaxEntries: freshetL1,
+	})
+	f.ahead, ahead = node.NewCache(f.node, node.CacheConfig[freshetRow]{
+		Namespace: "row", View: "ahead", Source: node.SQL[freshetRow](RowQuery), MaxEntries: freshetL1, WarmUp: node.WarmUp{Peers: true},
+		TTL: time.Second, NegativeTTL: time.Second, Refresh: node.Refresh{Ahead: 0.6, Beta: 1}, SoftTimeout: freshetSoft,
 	})
 	f.lists, lists = node.NewQueryCache(f.node, node.QueryConfig[[]freshetRow]{
 		Namespace: "row", View: "list",
@@ -84,7 +90,7 @@ func (f *freshet) openCaches() error {
 		},
 		Tags: func(p cluster.Params, _ []freshetRow) []string { return []string{"category:" + p["category"]} },
 	})
-	return errors.Join(rows, funcs, lists, f.openJoint())
+	return errors.Join(rows, funcs, ahead, lists, f.openJoint())
 }
 
 // load is a source in Go.
@@ -118,6 +124,8 @@ func (f *freshet) Get(ctx context.Context, key uint64, want Want) (Answer, error
 	switch key % 16 {
 	case 0, 8:
 		cache = f.funcs
+	case 2: // rows that expire soon, and are refreshed ahead of that
+		cache = f.ahead
 	case 4, 12:
 		several, err := cache.GetMany(ctx, []string{id, strconv.FormatUint(key+1, 10), strconv.FormatUint(key+8, 10)}, options...)
 		if e, there := several[id]; there {
