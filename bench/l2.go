@@ -27,8 +27,11 @@ type l2 struct {
 	keys   []string // where the products stand in Redis
 	ourAt  int      // the next product that ours reads, modulo their number
 	bareAt int
-	others int // reads of ours that another tier answered
-	reads  int // of ours
+	// What the bare client reads entries with.
+	packing *tiers.Packing
+	coder   *tiers.Coder[Product]
+	others  int // reads of ours that another tier answered
+	reads   int // of ours
 }
 
 // spreadIDs is how many products the L2 experiments read: over all shards.
@@ -43,7 +46,12 @@ func openL2(ctx context.Context, s *site) (*l2, error) {
 	if err != nil {
 		return nil, err
 	}
-	l := &l2{cache: r.products}
+	packing, err1 := tiers.NewPacking(tiers.Compression{})
+	coder, err2 := tiers.NewCoder[Product](tiers.JSON)
+	if err := errors.Join(err1, err2); err != nil {
+		return nil, err
+	}
+	l := &l2{cache: r.products, packing: packing, coder: coder}
 	for i := range spreadIDs {
 		key, err := keys.Entity(cluster.FirstGeneration(), "product", productID(i), "detail")
 		if err != nil {
@@ -113,11 +121,11 @@ func (l *l2) plain(ctx context.Context, client rueidis.Client) side {
 			if err != nil {
 				return err
 			}
-			h, payload, err := tiers.DecodeEntry(b)
+			h, payload, err := l.packing.DecodeEntry(b)
 			if err != nil {
 				return err
 			}
-			if _, err := tiers.DecodeValue[Product](h.Codec, payload); err != nil {
+			if _, err := l.coder.Decode(h.Codec, payload); err != nil {
 				return err
 			}
 			l.bareAt++

@@ -155,6 +155,13 @@ type CacheConfig[V any] struct {
 	MaxBytes   int64
 	// WarmUp is what L1 is filled with before the node is ready; the zero value is nothing.
 	WarmUp WarmUp
+	// Codec encodes the values; 0 = [JSON]. It must suit V.
+	Codec Codec
+	// Compress is how they are compressed.
+	Compress Compression
+	// MaxValue is the largest encoded value that is kept, in bytes before compression, up to 64 MiB; a larger one is
+	// served each time from the source, and counted. 0 = 64 MiB. See also [RedisConfig.MaxValue].
+	MaxValue int
 }
 
 // Cache is a cache of one view of a namespace's entities. It is safe for concurrent use.
@@ -191,6 +198,7 @@ func NewCache[V any](n *Node, c CacheConfig[V]) (*Cache[V], error) {
 	inner, err := newTiers(n, name, s, wrong, tiers.Config[V]{
 		Source: source, Tags: c.Tags, TTL: c.TTL, NegativeTTL: c.NegativeTTL, MaxEntries: c.MaxEntries, MaxBytes: c.MaxBytes,
 		Refresh: c.Refresh, RetryAfter: c.RetryAfter,
+		Codec: c.Codec, Compression: c.Compress, MaxValue: c.MaxValue,
 		Key: func(g cluster.Generation, id string) (string, error) {
 			key, err := n.keys.Entity(g, name.namespace, id, name.view)
 			if err != nil {

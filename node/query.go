@@ -20,7 +20,7 @@ type QueryConfig[V any] struct {
 	// View names this query among those of the namespace; required.
 	View string
 	// Query gives the SQL and its arguments. It must return one row with one column of JSON that
-	// decodes into V; no row or null means that there is no result. The texts should be few: each is
+	// decodes into V, by protojson if that is a message; no row or null means that there is no result. The texts should be few: each is
 	// prepared once per connection. Required.
 	Query func(p cluster.Params) (sql string, args []any, err error)
 	// Tags are what the result depends on, up to 64. They are asked for with the zero V where there is no
@@ -36,6 +36,10 @@ type QueryConfig[V any] struct {
 	MaxBytes                 int64
 	// WarmUp as in [CacheConfig].
 	WarmUp QueryWarmUp
+	// Codec, Compress, MaxValue as in [CacheConfig]. With [Bytes], json.RawMessage keeps the JSON as Postgres wrote it.
+	Codec    Codec
+	Compress Compression
+	MaxValue int
 }
 
 // QueryCache is a cache of the results of one query under its parameters.
@@ -60,6 +64,7 @@ func NewQueryCache[V any](n *Node, c QueryConfig[V]) (*QueryCache[V], error) {
 	config := tiers.Config[V]{
 		TTL: c.TTL, NegativeTTL: cmp.Or(c.NegativeTTL, c.TTL), MaxEntries: c.MaxEntries, MaxBytes: c.MaxBytes,
 		Refresh: c.Refresh, RetryAfter: c.RetryAfter,
+		Codec: c.Codec, Compression: c.Compress, MaxValue: c.MaxValue,
 		Source: tiers.NewQuerySource[V](n.loads, func(id string) (string, []any, error) {
 			p, err := paramsOf(id)
 			if err != nil {

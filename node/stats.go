@@ -115,6 +115,8 @@ type NamespaceStats struct {
 	Fills      uint64 `json:"fills"`
 	FillErrors uint64 `json:"fill_errors"`
 	Unlinks    uint64 `json:"unlinks"`
+	// TooLarge are loaded values that were above a limit of size, and so not kept or not in L2.
+	TooLarge uint64 `json:"too_large"`
 	// SoftTimeouts are reads that had waited for SoftTimeout when there was a STALE answer for them.
 	SoftTimeouts uint64 `json:"soft_timeouts"`
 	// Refreshes ahead of an expiry by what became of them: loaded here; taken, another replica having loaded;
@@ -199,7 +201,7 @@ func (s namedStats) json() NamespaceStats {
 		L1Hits: s.L1Hits, L2Hits: s.L2Hits, OwnerHits: s.OwnerHits, SourceHits: s.SourceHits, Negative: s.Negative,
 		Loads: s.Loads, LoadErrors: s.LoadErrors, LoadSeconds: s.LoadTime.Seconds(), Coalesced: s.Coalesced,
 		CutThrough: s.CutThrough, Rejected: s.Rejected, Unusable: s.Unusable,
-		Fills: s.Fills, FillErrors: s.FillErrors, Unlinks: s.Unlinks, SoftTimeouts: s.SoftTimeouts,
+		Fills: s.Fills, FillErrors: s.FillErrors, Unlinks: s.Unlinks, TooLarge: s.TooLarge, SoftTimeouts: s.SoftTimeouts,
 		Refreshed: s.Refreshed, RefreshesTaken: s.RefreshesTaken, RefreshesSkipped: s.RefreshesSkipped, RefreshErrors: s.RefreshErrors,
 		L1Entries: s.L1.Entries, L1Bytes: s.L1.Bytes, L1Evictions: s.L1.Evictions, WarmUps: s.warmUps,
 	}

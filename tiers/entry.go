@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/cespare/xxhash/v2"
-	"github.com/klauspost/compress/s2"
 
 	"github.com/freshet-cache/freshet/coherence"
 )
@@ -21,7 +20,7 @@ const (
 	MaxPayload = 64 << 20
 	// MaxTags bounds the tags of one entry.
 	MaxTags = 64
-	// CompressAbove is the payload size in bytes above which [EncodeEntry] compresses by default.
+	// CompressAbove is the payload size in bytes above which a [Packing] compresses by default.
 	CompressAbove = 1 << 10
 )
 
@@ -69,7 +68,7 @@ type Header struct {
 //	offset size
 //	     0    4 magic "FRSH"
 //	     4    1 format version
-//	     5    1 flags: 1 = absent, 2 = the payload is an S2 block
+//	     5    1 flags: 1 = absent, 2 = the payload is an S2 block, 4 = it is a Zstd frame
 //	     6    1 codec
 //	     7    1 number of tags
 //	     8    8 fingerprint
@@ -89,8 +88,10 @@ const (
 	entryFixed   = 72
 	entryTrailer = 4
 
-	flagAbsent     = 1 << 0
-	flagCompressed = 1 << 1
+	flagAbsent = 1 << 0
+	flagS2     = 1 << 1
+	flagZstd   = 1 << 2
+	flagPacked = flagS2 | flagZstd
 
 	maxCost    = math.MaxUint32 * time.Microsecond
 	longestTTL = math.MaxInt64 / time.Millisecond // of a time to live
@@ -101,31 +102,16 @@ func KeySum(key string) uint64 { return xxhash.Sum64String(key) }
 
 func checksum(b []byte) uint32 { return crc32.Checksum(b, crc32.MakeTable(crc32.Castagnoli)) }
 
-// EncodeEntry appends the entry to dst and returns the longer slice. A payload of more than
-// compressAbove bytes is compressed if that saves at least a tenth; 0 means [CompressAbove], a
-// negative number never. It fails, naming the field, if the header breaks its own rules or the
-// payload is larger than [MaxPayload] ([ErrTooLarge]); dst is then unusable.
-//
-// Compression is S2, at its better level. BenchmarkCompression on catalogue JSON of 2, 6 and 20 KiB,
-// one core of 2.8 GHz: it reads back in 2.5, 6 and 21 µs and leaves 49, 39 and 35 % of the payload;
-// zstd at its fastest takes 8, 15 and 59 µs and leaves 40, 33 and 29 %. An entry is read far more
-// often than it is written and memory is seldom short: zstd would add a third to a hit in L2, S2 is
-// nearly lost in it. S2's plain level writes faster (14 µs against 21 for 6 KiB), but writing follows
-// a load from Postgres, which takes a hundred times as long.
-func EncodeEntry(dst []byte, h Header, payload []byte, compressAbove int) ([]byte, error) {
+// EncodeEntry appends the entry to dst and returns the longer slice, its payload compressed as the Packing says. It
+// fails, naming the field, if the header breaks its own rules or the payload is larger than [MaxPayload]
+// ([ErrTooLarge]); dst is then unusable.
+func (p *Packing) EncodeEntry(dst []byte, h Header, payload []byte) ([]byte, error) {
 	if err := h.validate(len(payload)); err != nil {
 		return nil, err
 	}
-	if compressAbove == 0 {
-		compressAbove = CompressAbove
-	}
-	compress := compressAbove > 0 && len(payload) > compressAbove
 
 	start := len(dst)
-	room := len(payload)
-	if compress {
-		room = s2.MaxEncodedLen(room)
-	}
+	room := p.room(len(payload))
 	dst = slices.Grow(dst, entryFixed+8*len(h.Tags)+40+10*len(h.Snapshot.Xip)+room+entryTrailer)
 
 	var flags byte
@@ -151,19 +137,8 @@ func EncodeEntry(dst []byte, h Header, payload []byte, compressAbove int) ([]byt
 		return nil, fmt.Errorf("tiers: entry snapshot: %w", err)
 	}
 
-	// S2 has no encoder to keep: it pools its tables itself. The block
-	// goes straight into dst, and is written over if it did not help.
-	body := len(dst)
-	if compress {
-		dst = slices.Grow(dst, room+entryTrailer)
-		if block := s2.EncodeBetter(dst[body:body+room], payload); len(block) <= len(payload)-len(payload)/10 {
-			dst = dst[:body+len(block)]
-			dst[start+5] |= flagCompressed
-		}
-	}
-	if len(dst) == body {
-		dst = append(dst, payload...)
-	}
+	dst, packed := p.pack(slices.Grow(dst, room+entryTrailer), payload)
+	dst[start+5] |= packed
 	return binary.BigEndian.AppendUint32(dst, checksum(dst[start:])), nil
 }
 
@@ -173,8 +148,8 @@ func (h *Header) validate(payload int) error {
 		return fmt.Errorf("tiers: entry payload of %d bytes, the most is %d: %w", payload, MaxPayload, ErrTooLarge)
 	case h.Absent && payload > 0:
 		return fmt.Errorf("tiers: entry is Absent and has a payload of %d bytes, want none", payload)
-	case h.Codec != JSON:
-		return fmt.Errorf("tiers: entry Codec %d is unknown, want %d (JSON)", h.Codec, JSON)
+	case !h.Codec.known():
+		return fmt.Errorf("tiers: entry Codec %d is unknown, want %d to %d", h.Codec, JSON, Bytes)
 	case h.Soft < 0 || h.Hard < 0:
 		return fmt.Errorf("tiers: entry Soft %v, Hard %v: want neither below 0", h.Soft, h.Hard)
 	case h.Cost < 0:
@@ -196,11 +171,11 @@ func ascending(tags []coherence.ScopeHash) bool {
 	return true
 }
 
-// DecodeEntry reads what [EncodeEntry] wrote. The payload is nil if the entry is absent, is part of b
+// DecodeEntry reads what EncodeEntry wrote, with whichever Packing. The payload is nil if the entry is absent, is part of b
 // if it was not compressed, and is newly allocated otherwise; the header never aliases b. The only
 // errors are [ErrCorrupt] and [ErrForeign], wrapped with the reason; no input makes it panic or
 // allocate more than the payload's true size and the header.
-func DecodeEntry(b []byte) (Header, []byte, error) {
+func (p *Packing) DecodeEntry(b []byte) (Header, []byte, error) {
 	if len(b) < len(entryMagic)+1 || string(b[:len(entryMagic)]) != entryMagic {
 		return Header{}, nil, fmt.Errorf("%w: no magic at its start", ErrForeign)
 	}
@@ -231,15 +206,15 @@ func DecodeEntry(b []byte) (Header, []byte, error) {
 		Key:         binary.BigEndian.Uint64(body[64:]),
 	}
 	switch {
-	case flags&^(flagAbsent|flagCompressed) != 0:
+	case flags&^(flagAbsent|flagPacked) != 0:
 		return Header{}, nil, fmt.Errorf("%w: unknown flags %#x", ErrForeign, flags)
-	case h.Codec != JSON:
+	case !h.Codec.known():
 		return Header{}, nil, fmt.Errorf("%w: unknown codec %d", ErrForeign, h.Codec)
 	case soft > uint64(longestTTL) || hard > uint64(longestTTL):
 		return Header{}, nil, fmt.Errorf("%w: time to live out of range", ErrCorrupt)
 	case size > MaxPayload:
 		return Header{}, nil, fmt.Errorf("%w: payload of %d bytes, the most is %d", ErrCorrupt, size, MaxPayload)
-	case h.Absent && (size != 0 || flags&flagCompressed != 0):
+	case h.Absent && (size != 0 || flags&flagPacked != 0):
 		return Header{}, nil, fmt.Errorf("%w: absent with a payload", ErrCorrupt)
 	case tags > MaxTags || len(body)-entryFixed < 8*tags:
 		return Header{}, nil, fmt.Errorf("%w: %d tags", ErrCorrupt, tags)
@@ -260,14 +235,9 @@ func DecodeEntry(b []byte) (Header, []byte, error) {
 		return Header{}, nil, fmt.Errorf("%w: %w", ErrCorrupt, err)
 	}
 
-	payload := rest
-	if flags&flagCompressed != 0 {
-		if n, err := s2.DecodedLen(rest); err != nil || int64(n) != size {
-			return Header{}, nil, fmt.Errorf("%w: compressed payload of another size than it says", ErrCorrupt)
-		}
-		if payload, err = s2.Decode(nil, rest); err != nil {
-			return Header{}, nil, fmt.Errorf("%w: compressed payload: %w", ErrCorrupt, err)
-		}
+	payload, err := p.unpack(rest, flags&flagPacked, size)
+	if err != nil {
+		return Header{}, nil, fmt.Errorf("%w: %w", ErrCorrupt, err)
 	}
 	if int64(len(payload)) != size || xxhash.Sum64(payload) != h.Sum {
 		return Header{}, nil, fmt.Errorf("%w: payload does not match its length and sum", ErrCorrupt)

@@ -3,14 +3,10 @@ package tiers
 import (
 	"bytes"
 	"encoding/binary"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
-	"flag"
 	"fmt"
 	"math/rand/v2"
-	"os"
-	"path/filepath"
 	"reflect"
 	"strings"
 	"testing"
@@ -18,12 +14,9 @@ import (
 
 	"github.com/cespare/xxhash/v2"
 	"github.com/klauspost/compress/s2"
-	"github.com/klauspost/compress/zstd"
 
 	"github.com/freshet-cache/freshet/coherence"
 )
-
-var update = flag.Bool("update", false, "rewrite the golden files")
 
 // catalogue is about size bytes of JSON as a product catalogue has it: repeated names, prose, numbers.
 func catalogue(tb testing.TB, size int) []byte {
@@ -66,6 +59,16 @@ func catalogue(tb testing.TB, size int) []byte {
 	}
 }
 
+// newPacking is a Packing of the compression.
+func newPacking(tb testing.TB, c Compression) *Packing {
+	tb.Helper()
+	p, err := NewPacking(c)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return p
+}
+
 func fullHeader() Header {
 	return Header{
 		Codec: JSON, Key: KeySum("shop:v42:{product:1}:detail"), Fingerprint: 0x0123456789abcdef, Generation: 42,
@@ -88,34 +91,46 @@ func TestEntryRoundTrip(t *testing.T) {
 	absent := fullHeader()
 	absent.Absent = true
 	for _, c := range []struct {
-		name       string
-		header     Header
-		payload    []byte
-		above      int
-		compressed bool
+		name    string
+		header  Header
+		payload []byte
+		how     Compression
+		packed  byte
 	}{
-		{"bare", Header{Codec: JSON, LoadedAt: time.UnixMilli(0)}, []byte(`1`), 0, false},
-		{"empty payload", fullHeader(), nil, 0, false},
-		{"absent", absent, nil, 0, false},
-		{"full", fullHeader(), []byte(`{"a":1}`), 0, false},
-		{"at the threshold", fullHeader(), catalogue(t, 2000)[:CompressAbove], 0, false},
-		{"above it", fullHeader(), catalogue(t, 2000)[:CompressAbove+1], 0, true},
-		{"never", fullHeader(), catalogue(t, 20_000), -1, false},
-		{"own threshold", fullHeader(), catalogue(t, 500)[:500], 100, true},
-		{"incompressible", fullHeader(), noise, 0, false},
-		{"8 MiB", fullHeader(), bytes.Repeat([]byte("abcdefgh"), 1<<20), 0, true},
+		{"bare", Header{Codec: JSON, LoadedAt: time.UnixMilli(0)}, []byte(`1`), Compression{}, 0},
+		{"empty payload", fullHeader(), nil, Compression{}, 0},
+		{"absent", absent, nil, Compression{}, 0},
+		{"full", fullHeader(), []byte(`{"a":1}`), Compression{}, 0},
+		{"at the threshold", fullHeader(), catalogue(t, 2000)[:CompressAbove], Compression{}, 0},
+		{"above it", fullHeader(), catalogue(t, 2000)[:CompressAbove+1], Compression{}, flagS2},
+		{"zstd at the threshold", fullHeader(), catalogue(t, 2000)[:CompressAbove], Compression{Algorithm: Zstd}, 0},
+		{"zstd above it", fullHeader(), catalogue(t, 2000)[:CompressAbove+1], Compression{Algorithm: Zstd}, flagZstd},
+		{"never", fullHeader(), catalogue(t, 20_000), Compression{Algorithm: NoCompression}, 0},
+		{"own threshold", fullHeader(), catalogue(t, 500)[:500], Compression{Above: 100}, flagS2},
+		{"zstd, own threshold", fullHeader(), catalogue(t, 500)[:500], Compression{Algorithm: Zstd, Above: 100}, flagZstd},
+		{"s2 fastest", fullHeader(), catalogue(t, 5000), Compression{Level: 1}, flagS2},
+		{"s2 smallest", fullHeader(), catalogue(t, 5000), Compression{Level: 3}, flagS2},
+		{"zstd fastest", fullHeader(), catalogue(t, 5000), Compression{Algorithm: Zstd, Level: 1}, flagZstd},
+		{"zstd smallest", fullHeader(), catalogue(t, 5000), Compression{Algorithm: Zstd, Level: 3}, flagZstd},
+		{"incompressible", fullHeader(), noise, Compression{}, 0},
+		{"incompressible by zstd", fullHeader(), noise, Compression{Algorithm: Zstd}, 0},
+		{"8 MiB", fullHeader(), bytes.Repeat([]byte("abcdefgh"), 1<<20), Compression{}, flagS2},
+		{"8 MiB by zstd", fullHeader(), bytes.Repeat([]byte("abcdefgh"), 1<<20), Compression{Algorithm: Zstd}, flagZstd},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			prefix := []byte("before")
-			b, err := EncodeEntry(prefix, c.header, c.payload, c.above)
+			b, err := newPacking(t, c.how).EncodeEntry(prefix, c.header, c.payload)
 			if err != nil {
 				t.Fatal(err)
 			}
 			b = bytes.TrimPrefix(b, prefix)
-			if got := b[5]&flagCompressed != 0; got != c.compressed {
-				t.Errorf("compressed = %v, want %v (%d bytes for %d)", got, c.compressed, len(b), len(c.payload))
+			if got := b[5] & flagPacked; got != c.packed {
+				t.Errorf("compressed by %d, want %d (%d bytes for %d)", got, c.packed, len(b), len(c.payload))
 			}
-			h, payload, err := DecodeEntry(b)
+			if packed := len(b) - entryFixed; c.packed != 0 && packed > len(c.payload) {
+				t.Errorf("%d bytes became %d", len(c.payload), packed)
+			}
+			h, payload, err := newPacking(t, Compression{}).DecodeEntry(b)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -135,14 +150,15 @@ func TestEntryRoundTrip(t *testing.T) {
 }
 
 func TestEntryTimesAreCut(t *testing.T) {
+	standard := newPacking(t, Compression{})
 	h := fullHeader()
 	h.LoadedAt = h.LoadedAt.Add(999 * time.Microsecond)
 	h.Soft, h.Cost = time.Second+time.Microsecond, 3*time.Hour
-	b, err := EncodeEntry(nil, h, nil, 0)
+	b, err := standard.EncodeEntry(nil, h, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	got, _, err := DecodeEntry(b)
+	got, _, err := standard.DecodeEntry(b)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -152,6 +168,7 @@ func TestEntryTimesAreCut(t *testing.T) {
 }
 
 func TestEncodeEntryRefuses(t *testing.T) {
+	standard := newPacking(t, Compression{})
 	many := make([]coherence.ScopeHash, MaxTags+1)
 	for i := range many {
 		many[i] = coherence.ScopeHash(i)
@@ -174,7 +191,7 @@ func TestEncodeEntryRefuses(t *testing.T) {
 	} {
 		h := fullHeader()
 		c.change(&h)
-		if _, err := EncodeEntry(nil, h, c.payload, 0); err == nil || !strings.Contains(err.Error(), c.want) {
+		if _, err := standard.EncodeEntry(nil, h, c.payload); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: error %v, want one that says %q", c.name, err, c.want)
 		} else if errors.Is(err, ErrTooLarge) != (c.name == "payload") {
 			t.Errorf("%s: ErrTooLarge in %v", c.name, err)
@@ -183,22 +200,27 @@ func TestEncodeEntryRefuses(t *testing.T) {
 }
 
 func TestDecodeEntryRefusesDamage(t *testing.T) {
-	for _, size := range []int{20, 3000} {
-		good, err := EncodeEntry(nil, fullHeader(), catalogue(t, 3000)[:size], 0)
+	standard := newPacking(t, Compression{})
+	zstandard := newPacking(t, Compression{Algorithm: Zstd})
+	for _, c := range []struct {
+		how  *Packing
+		size int
+	}{{standard, 20}, {standard, 3000}, {zstandard, 3000}} {
+		good, err := c.how.EncodeEntry(nil, fullHeader(), catalogue(t, 3000)[:c.size])
 		if err != nil {
 			t.Fatal(err)
 		}
 		for n := range good {
-			if _, _, err := DecodeEntry(good[:n]); !errors.Is(err, ErrCorrupt) && !errors.Is(err, ErrForeign) {
+			if _, _, err := standard.DecodeEntry(good[:n]); !errors.Is(err, ErrCorrupt) && !errors.Is(err, ErrForeign) {
 				t.Fatalf("cut to %d of %d bytes: %v", n, len(good), err)
 			}
 			bad := bytes.Clone(good)
 			bad[n] ^= 1 << (n % 8)
-			if _, _, err := DecodeEntry(bad); !errors.Is(err, ErrCorrupt) && !errors.Is(err, ErrForeign) {
+			if _, _, err := standard.DecodeEntry(bad); !errors.Is(err, ErrCorrupt) && !errors.Is(err, ErrForeign) {
 				t.Fatalf("bit %d of byte %d turned: %v", n%8, n, err)
 			}
 		}
-		if _, _, err := DecodeEntry(append(bytes.Clone(good), 0)); !errors.Is(err, ErrCorrupt) {
+		if _, _, err := standard.DecodeEntry(append(bytes.Clone(good), 0)); !errors.Is(err, ErrCorrupt) {
 			t.Fatalf("one byte more: %v", err)
 		}
 	}
@@ -206,7 +228,9 @@ func TestDecodeEntryRefusesDamage(t *testing.T) {
 
 // The checksum keeps accidents out; these bytes carry a right one.
 func TestDecodeEntryRefusesForgery(t *testing.T) {
+	standard := newPacking(t, Compression{})
 	zeros := make([]byte, MaxPayload+1)
+	frame := newPacking(t, Compression{Algorithm: Zstd}).writer.EncodeAll(zeros, nil)
 	for _, c := range []struct {
 		name  string
 		forge func(body []byte) []byte
@@ -214,7 +238,7 @@ func TestDecodeEntryRefusesForgery(t *testing.T) {
 	}{
 		{"magic", func(b []byte) []byte { b[0] = 'X'; return b }, ErrForeign},
 		{"version 2", func(b []byte) []byte { b[4] = 2; return b }, ErrForeign},
-		{"unknown flag", func(b []byte) []byte { b[5] |= 4; return b }, ErrForeign},
+		{"unknown flag", func(b []byte) []byte { b[5] |= 8; return b }, ErrForeign},
 		{"unknown codec", func(b []byte) []byte { b[6] = 9; return b }, ErrForeign},
 		{"absent with payload", func(b []byte) []byte { b[5] |= flagAbsent; return b }, ErrCorrupt},
 		{"65 tags", func(b []byte) []byte { b[7] = MaxTags + 1; return append(b, make([]byte, 1000)...) }, ErrCorrupt},
@@ -225,26 +249,47 @@ func TestDecodeEntryRefusesForgery(t *testing.T) {
 		{"longer than it is", func(b []byte) []byte { b[63]++; return b }, ErrCorrupt},
 		{"sum", func(b []byte) []byte { b[24] ^= 1; return b }, ErrCorrupt},
 		{"snapshot", func(b []byte) []byte { b[7] = 0; return append(b[:entryFixed], 1, 2) }, ErrCorrupt},
-		{"not a block", func(b []byte) []byte { b[5] |= flagCompressed; return b }, ErrCorrupt},
+		{"not a block", func(b []byte) []byte { b[5] |= flagS2; return b }, ErrCorrupt},
 		{"bomb", func(b []byte) []byte {
-			b[5] |= flagCompressed
+			b[5] |= flagS2
 			b[7] = 0
 			binary.BigEndian.PutUint32(b[60:], MaxPayload+1)
 			return append(append(b[:entryFixed], 0, 0, 0, 0), s2.Encode(nil, zeros)...)
 		}, ErrCorrupt},
+		{"not a frame", func(b []byte) []byte { b[5] |= flagZstd; return b }, ErrCorrupt},
+		{"both ways", func(b []byte) []byte { b[5] |= flagPacked; return b }, ErrCorrupt},
+		{"zstd bomb", func(b []byte) []byte {
+			b[5] |= flagZstd
+			b[7] = 0
+			binary.BigEndian.PutUint32(b[60:], MaxPayload+1)
+			return append(append(b[:entryFixed], 0, 0, 0, 0), frame...)
+		}, ErrCorrupt},
+		{"frame of another size", func(b []byte) []byte {
+			b[5] |= flagZstd
+			b[7] = 0
+			binary.BigEndian.PutUint32(b[60:], 10)
+			return append(append(b[:entryFixed], 0, 0, 0, 0), frame...)
+		}, ErrCorrupt},
+		{"frames of more than they say", func(b []byte) []byte {
+			b[5] |= flagZstd
+			b[7] = 0
+			binary.BigEndian.PutUint32(b[60:], 2)
+			small := newPacking(t, Compression{Algorithm: Zstd}).writer.EncodeAll([]byte("ab"), nil)
+			return append(append(append(b[:entryFixed], 0, 0, 0, 0), small...), frame...)
+		}, ErrCorrupt},
 		{"block of another size", func(b []byte) []byte {
-			b[5] |= flagCompressed
+			b[5] |= flagS2
 			b[7] = 0
 			binary.BigEndian.PutUint32(b[60:], 10)
 			return append(append(b[:entryFixed], 0, 0, 0, 0), s2.Encode(nil, zeros)...)
 		}, ErrCorrupt},
 	} {
-		good, err := EncodeEntry(nil, fullHeader(), []byte(`{"a":1}`), 0)
+		good, err := standard.EncodeEntry(nil, fullHeader(), []byte(`{"a":1}`))
 		if err != nil {
 			t.Fatal(err)
 		}
 		bad := seal(c.forge(good[:len(good)-entryTrailer]))
-		if allocated := testing.AllocsPerRun(1, func() { _, _, err = DecodeEntry(bad) }); allocated > 20 {
+		if allocated := testing.AllocsPerRun(1, func() { _, _, err = standard.DecodeEntry(bad) }); allocated > 20 {
 			t.Errorf("%s: %v allocations", c.name, allocated)
 		}
 		if !errors.Is(err, c.want) {
@@ -253,80 +298,24 @@ func TestDecodeEntryRefusesForgery(t *testing.T) {
 	}
 }
 
-// Version 1 is what other replicas wrote: it must stay readable, and be written the same.
-func TestEntryVersion1IsGolden(t *testing.T) {
-	absent := fullHeader()
-	absent.Absent = true
-	for name, c := range map[string]struct {
-		header  Header
-		payload []byte
-	}{
-		"plain":      {fullHeader(), []byte(`{"name":"lamp","price":12.5}`)},
-		"absent":     {absent, nil},
-		"compressed": {fullHeader(), bytes.Repeat([]byte(`{"name":"lamp"},`), 100)},
-	} {
-		path := filepath.Join("testdata", "entry", "v1-"+name+".hex")
-		got, err := EncodeEntry(nil, c.header, c.payload, 0)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if *update {
-			if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-				t.Fatal(err)
-			}
-			if err := os.WriteFile(path, []byte(hex.Dump(got)), 0o644); err != nil {
-				t.Fatal(err)
-			}
-		}
-		text, err := os.ReadFile(path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		want := undump(t, string(text))
-		// How S2 packs may change with its version; what it unpacks may not.
-		if name != "compressed" && !bytes.Equal(got, want) {
-			t.Errorf("%s is written as\n%s\nwant\n%s", name, hex.Dump(got), text)
-		}
-		h, payload, err := DecodeEntry(want)
-		c.header.Sum = xxhash.Sum64(c.payload)
-		if err != nil || !reflect.DeepEqual(h, c.header) || !bytes.Equal(payload, c.payload) {
-			t.Errorf("%s is read as %+v, %q, %v", name, h, payload, err)
-		}
-	}
-}
-
-// undump is the bytes that hex.Dump showed.
-func undump(t *testing.T, text string) []byte {
-	t.Helper()
-	var b []byte
-	for line := range strings.Lines(text) {
-		_, row, _ := strings.Cut(line, " ")
-		row, _, _ = strings.Cut(row, "|")
-		part, err := hex.DecodeString(strings.Join(strings.Fields(row), ""))
-		if err != nil {
-			t.Fatal(err)
-		}
-		b = append(b, part...)
-	}
-	return b
-}
-
 func TestEntryAllocations(t *testing.T) {
+	standard := newPacking(t, Compression{})
+	asIs := newPacking(t, Compression{Algorithm: NoCompression})
 	payload := catalogue(t, 6000)
 	h := fullHeader()
 	buffer := make([]byte, 0, 32<<10)
 	if n := testing.AllocsPerRun(100, func() {
-		if _, err := EncodeEntry(buffer, h, payload, 0); err != nil {
+		if _, err := standard.EncodeEntry(buffer, h, payload); err != nil {
 			t.Fatal(err)
 		}
 	}); n > 0 {
 		t.Errorf("EncodeEntry into a large enough buffer: %v allocations, want none", n)
 	}
-	plain, err := EncodeEntry(nil, h, payload, -1)
+	plain, err := asIs.EncodeEntry(nil, h, payload)
 	if err != nil {
 		t.Fatal(err)
 	}
-	packed, err := EncodeEntry(nil, h, payload, 0)
+	packed, err := standard.EncodeEntry(nil, h, payload)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -336,7 +325,7 @@ func TestEntryAllocations(t *testing.T) {
 		want float64 // tags, snapshot, and the payload if it is not part of b
 	}{{"plain", plain, 2}, {"compressed", packed, 3}} {
 		if n := testing.AllocsPerRun(100, func() {
-			if _, _, err := DecodeEntry(c.b); err != nil {
+			if _, _, err := standard.DecodeEntry(c.b); err != nil {
 				t.Fatal(err)
 			}
 		}); n > c.want {
@@ -347,35 +336,42 @@ func TestEntryAllocations(t *testing.T) {
 
 // FuzzDecodeEntry: no bytes make it panic, and what it accepts is what EncodeEntry would say again.
 func FuzzDecodeEntry(f *testing.F) {
+	standard := newPacking(f, Compression{})
+	asIs := newPacking(f, Compression{Algorithm: NoCompression})
 	absent := fullHeader()
 	absent.Absent = true
 	for _, c := range []struct {
 		header  Header
 		payload []byte
 	}{{fullHeader(), []byte(`{}`)}, {absent, nil}, {Header{Codec: JSON}, catalogue(f, 2000)}} {
-		b, err := EncodeEntry(nil, c.header, c.payload, 0)
+		b, err := standard.EncodeEntry(nil, c.header, c.payload)
 		if err != nil {
 			f.Fatal(err)
 		}
 		f.Add(b[:len(b)-entryTrailer])
 	}
+	b, err := newPacking(f, Compression{Algorithm: Zstd}).EncodeEntry(nil, Header{Codec: Bytes}, catalogue(f, 2000))
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(b[:len(b)-entryTrailer])
 	f.Fuzz(func(t *testing.T, body []byte) {
 		// As they are, then with a right checksum: else nothing would get past it.
-		if _, _, err := DecodeEntry(body); err != nil && !errors.Is(err, ErrCorrupt) && !errors.Is(err, ErrForeign) {
+		if _, _, err := standard.DecodeEntry(body); err != nil && !errors.Is(err, ErrCorrupt) && !errors.Is(err, ErrForeign) {
 			t.Fatalf("error %v is neither corrupt nor foreign", err)
 		}
-		h, payload, err := DecodeEntry(seal(bytes.Clone(body)))
+		h, payload, err := standard.DecodeEntry(seal(bytes.Clone(body)))
 		if err != nil {
 			if !errors.Is(err, ErrCorrupt) && !errors.Is(err, ErrForeign) {
 				t.Fatalf("error %v is neither corrupt nor foreign", err)
 			}
 			return
 		}
-		again, err := EncodeEntry(nil, h, payload, -1)
+		again, err := asIs.EncodeEntry(nil, h, payload)
 		if err != nil {
 			t.Fatalf("accepted a header that cannot be written: %v", err)
 		}
-		h2, payload2, err := DecodeEntry(again)
+		h2, payload2, err := standard.DecodeEntry(again)
 		if err != nil || !reflect.DeepEqual(h, h2) || !bytes.Equal(payload, payload2) {
 			t.Fatalf("%+v\nbecame\n%+v, %v", h, h2, err)
 		}
@@ -383,9 +379,10 @@ func FuzzDecodeEntry(f *testing.F) {
 }
 
 func BenchmarkEntry(b *testing.B) {
+	standard := newPacking(b, Compression{})
 	for _, size := range []int{500, 2 << 10, 6 << 10, 20 << 10} {
 		payload := catalogue(b, size)
-		packed, err := EncodeEntry(nil, fullHeader(), payload, 0)
+		packed, err := standard.EncodeEntry(nil, fullHeader(), payload)
 		if err != nil {
 			b.Fatal(err)
 		}
@@ -394,7 +391,7 @@ func BenchmarkEntry(b *testing.B) {
 			b.ReportAllocs()
 			b.SetBytes(int64(len(payload)))
 			for b.Loop() {
-				if _, err := EncodeEntry(buffer, fullHeader(), payload, 0); err != nil {
+				if _, err := standard.EncodeEntry(buffer, fullHeader(), payload); err != nil {
 					b.Fatal(err)
 				}
 			}
@@ -403,7 +400,7 @@ func BenchmarkEntry(b *testing.B) {
 			b.ReportAllocs()
 			b.SetBytes(int64(len(payload)))
 			for b.Loop() {
-				if _, _, err := DecodeEntry(packed); err != nil {
+				if _, _, err := standard.DecodeEntry(packed); err != nil {
 					b.Fatal(err)
 				}
 			}
@@ -411,54 +408,30 @@ func BenchmarkEntry(b *testing.B) {
 	}
 }
 
-// BenchmarkCompression is why the format uses S2: "%" is the size of the block against the payload.
+// BenchmarkCompression is why S2 is the default: "%" is the size of the packed payload against the payload.
 func BenchmarkCompression(b *testing.B) {
-	fast, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(1), zstd.WithEncoderCRC(false))
-	if err != nil {
-		b.Fatal(err)
-	}
-	reader, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1))
-	if err != nil {
-		b.Fatal(err)
-	}
-	defer reader.Close()
-	for _, c := range []struct {
-		name           string
-		encode, decode func(src []byte) ([]byte, error)
-	}{
-		{
-			"s2", func(src []byte) ([]byte, error) { return s2.Encode(nil, src), nil },
-			func(src []byte) ([]byte, error) { return s2.Decode(nil, src) },
-		},
-		{
-			"s2better", func(src []byte) ([]byte, error) { return s2.EncodeBetter(nil, src), nil },
-			func(src []byte) ([]byte, error) { return s2.Decode(nil, src) },
-		},
-		{
-			"zstd", func(src []byte) ([]byte, error) { return fast.EncodeAll(src, nil), nil },
-			func(src []byte) ([]byte, error) { return reader.DecodeAll(src, nil) },
-		},
-	} {
+	for _, how := range []Compression{{S2, 1, 1}, {S2, 1, 2}, {S2, 1, 3}, {Zstd, 1, 1}, {Zstd, 1, 2}, {Zstd, 1, 3}} {
+		p := newPacking(b, how)
 		for _, size := range []int{2 << 10, 6 << 10, 20 << 10} {
 			payload := catalogue(b, size)
-			block, err := c.encode(payload)
-			if err != nil {
-				b.Fatal(err)
-			}
-			for verb, run := range map[string]func() error{
-				"encode": func() error { _, err := c.encode(payload); return err },
-				"decode": func() error { _, err := c.decode(block); return err },
-			} {
-				b.Run(fmt.Sprintf("%s/%s/%d", c.name, verb, size), func(b *testing.B) {
-					b.SetBytes(int64(len(payload)))
-					for b.Loop() {
-						if err := run(); err != nil {
-							b.Fatal(err)
-						}
+			buffer := make([]byte, 0, p.room(len(payload)))
+			packed, flag := p.pack(make([]byte, 0, p.room(len(payload))), payload)
+			name := fmt.Sprintf("%s/%d/%d", [...]string{S2: "s2", Zstd: "zstd"}[how.Algorithm], how.Level, size)
+			b.Run("pack/"+name, func(b *testing.B) {
+				b.SetBytes(int64(len(payload)))
+				for b.Loop() {
+					p.pack(buffer, payload)
+				}
+				b.ReportMetric(100*float64(len(packed))/float64(len(payload)), "%")
+			})
+			b.Run("unpack/"+name, func(b *testing.B) {
+				b.SetBytes(int64(len(payload)))
+				for b.Loop() {
+					if _, err := p.unpack(packed, flag, int64(len(payload))); err != nil {
+						b.Fatal(err)
 					}
-					b.ReportMetric(100*float64(len(block))/float64(len(payload)), "%")
-				})
-			}
+				}
+			})
 		}
 	}
 }

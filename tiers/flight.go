@@ -393,9 +393,11 @@ func (c *Cache[V]) load(ctx context.Context, batch []*flight[V]) {
 		keep := it.snapshot.Timeline != 0 && c.revalidate(it)
 		e, err := c.encode(f.key, it)
 		if err != nil {
-			// A value that cannot be encoded is served all the same, but no tier can hold it.
-			c.Logger.Warn("tiers: a loaded value cannot be kept", "namespace", c.config.Namespace, "error", err)
-			c.counts.fillErrs.Add(1)
+			// It is served all the same, but no tier can hold it.
+			if !errors.Is(err, ErrTooLarge) {
+				c.Logger.Warn("tiers: a loaded value cannot be kept", "namespace", c.config.Namespace, "error", err)
+			}
+			c.countUnfilled(err)
 			keep = false
 		}
 		it.version, it.size = e.version, sizeOf(f.id, e.payload)
@@ -418,7 +420,7 @@ func (c *Cache[V]) load(ctx context.Context, batch []*flight[V]) {
 	// Best effort, bounded by L2's own time-out; the readers have their answer.
 	for _, err := range c.L2.SetMany(context.WithoutCancel(ctx), fillings) {
 		if err != nil {
-			c.counts.fillErrs.Add(1)
+			c.countUnfilled(err)
 		} else {
 			c.counts.fills.Add(1)
 		}

@@ -93,7 +93,7 @@ func TestI1LoadFromAStandby(t *testing.T) {
 // header is that of a valid entry of the id, loaded now.
 func (d *desk) header(id string) Header {
 	return Header{
-		Codec: JSON, Key: KeySum("k:" + id), Fingerprint: d.cache.fingerprint, Generation: cluster.FirstGeneration().Packed(),
+		Codec: JSON, Key: KeySum("k:" + id), Fingerprint: d.cache.coder.fingerprint, Generation: cluster.FirstGeneration().Packed(),
 		Snapshot: d.log.Snapshot(), LoadedAt: time.Now(), Soft: time.Hour, Hard: time.Hour,
 	}
 }
@@ -107,7 +107,7 @@ func (d *desk) arrives(id string, h Header) bool {
 // arrivesAs is arrives with a value.
 func (d *desk) arrivesAs(id string, h Header, payload string) bool {
 	d.t.Helper()
-	b, err := EncodeEntry(nil, h, []byte(payload), 0)
+	b, err := d.cache.packing.EncodeEntry(nil, h, []byte(payload))
 	if err != nil {
 		d.t.Fatal(err)
 	}
@@ -115,13 +115,14 @@ func (d *desk) arrivesAs(id string, h Header, payload string) bool {
 	return d.cache.landEntry(f, b, TierL2)
 }
 
-// I4: an entry in L2 of another key, type or generation is not taken for the one that was asked for.
+// I4: an entry in L2 of another key, type, generation or codec is not taken for the one that was asked for.
 func TestI4EntriesOfOthers(t *testing.T) {
 	onDesk(t, func(d *desk) {
 		for name, change := range map[string]func(*Header){
 			"another key":        func(h *Header) { h.Key = KeySum("k:b") },
 			"another type":       func(h *Header) { h.Fingerprint++ },
 			"another generation": func(h *Header) { h.Generation++ },
+			"another codec":      func(h *Header) { h.Codec = CBOR },
 		} {
 			h := d.header("a")
 			change(&h)

@@ -79,18 +79,21 @@ type encoded struct {
 // encode is the item as the entry of its key.
 func (c *Cache[V]) encode(key string, it *item[V]) (encoded, error) {
 	h := Header{
-		Absent: it.absent, Codec: JSON, Key: KeySum(key), Fingerprint: c.fingerprint, Generation: it.generation.Packed(),
+		Absent: it.absent, Codec: c.coder.codec, Key: KeySum(key), Fingerprint: c.coder.fingerprint, Generation: it.generation.Packed(),
 		Snapshot: it.snapshot, LoadedAt: it.loadedAt, Soft: it.soft, Hard: it.ttl, Cost: it.cost, Tags: it.tags,
 	}
 	var payload []byte
 	if !it.absent {
 		var err error
-		if payload, err = EncodeValue(it.value); err != nil {
+		if payload, err = c.coder.Encode(it.value); err != nil {
 			// Nobody knows whether it is the same as before: no two are.
 			return encoded{version: rand.Uint64()}, err
 		}
+		if len(payload) > c.config.MaxValue {
+			return encoded{version: xxhash.Sum64(payload)}, fmt.Errorf("%w: %d bytes encoded, the most is %d", ErrTooLarge, len(payload), c.config.MaxValue)
+		}
 	}
-	b, err := EncodeEntry(nil, h, payload, 0)
+	b, err := c.packing.EncodeEntry(nil, h, payload)
 	return encoded{bytes: b, version: xxhash.Sum64(payload), payload: len(payload)}, err
 }
 
@@ -105,11 +108,11 @@ func (c *Cache[V]) decode(f *flight[V], b []byte, from Tier) (it *item[V], err e
 			err = fmt.Errorf("%w: decoding panicked: %v", ErrForeign, p)
 		}
 	}()
-	h, payload, err := DecodeEntry(b)
+	h, payload, err := c.packing.DecodeEntry(b)
 	if err != nil {
 		return nil, err
 	}
-	if h.Key != KeySum(f.key) || h.Fingerprint != c.fingerprint || h.Generation != f.generation.Packed() {
+	if h.Key != KeySum(f.key) || h.Fingerprint != c.coder.fingerprint || h.Generation != f.generation.Packed() {
 		return nil, fmt.Errorf("%w: of another key, type or generation", ErrForeign)
 	}
 	it = &item[V]{
@@ -118,7 +121,7 @@ func (c *Cache[V]) decode(f *flight[V], b []byte, from Tier) (it *item[V], err e
 		loadedAt: h.LoadedAt, soft: min(h.Soft, h.Hard), ttl: h.Hard, cost: h.Cost, loaded: noInstant, generation: f.generation,
 	}
 	if !h.Absent {
-		if it.value, err = DecodeValue[V](h.Codec, payload); err != nil {
+		if it.value, err = c.coder.Decode(h.Codec, payload); err != nil {
 			return nil, fmt.Errorf("%w: %w", ErrForeign, err)
 		}
 	}

@@ -169,6 +169,13 @@ type Config[V any] struct {
 	// MaxEntries and MaxBytes bound L1; 0 = 100,000 and 64 MiB.
 	MaxEntries int
 	MaxBytes   int64
+	// Codec encodes the values; 0 = [JSON].
+	Codec Codec
+	// Compression of what is stored in L2 and sent to peers.
+	Compression Compression
+	// MaxValue is the largest encoded value that is kept in any tier, in bytes before compression; a larger one
+	// is served, and counted. 0 = [MaxPayload], which is the most.
+	MaxValue int
 }
 
 // Validate reports all problems of the numbers at once, each naming its field.
@@ -190,20 +197,24 @@ func (c Config[V]) Validate() error {
 	if c.MaxBytes < 0 {
 		problems = append(problems, errors.New("tiers: MaxBytes is negative; want 0 for the default or more"))
 	}
+	if c.MaxValue < 0 || c.MaxValue > MaxPayload {
+		problems = append(problems, fmt.Errorf("tiers: MaxValue is %d bytes; want 1 to %d, or 0 for the most", c.MaxValue, MaxPayload))
+	}
 	return errors.Join(problems...)
 }
 
 // Cache is the read path of one view. It is safe for concurrent use.
 type Cache[V any] struct {
 	Shared
-	config      Config[V]
-	fingerprint uint64
-	stamps      *coherence.Stamps
-	l1          *L1[V]
-	flights     flights[V]
-	counts      counts
-	order       atomic.Uint64 // of reads and loads, see reading
-	refreshing  atomic.Int64  // refreshes under way
+	config     Config[V]
+	coder      *Coder[V]
+	packing    *Packing
+	stamps     *coherence.Stamps
+	l1         *L1[V]
+	flights    flights[V]
+	counts     counts
+	order      atomic.Uint64 // of reads and loads, see reading
+	refreshing atomic.Int64  // refreshes under way
 
 	life context.Context //nolint:containedctx // the cache's lifetime: ends at Close
 	end  context.CancelCauseFunc
@@ -232,9 +243,12 @@ func NewCache[V any](shared Shared, c Config[V]) (*Cache[V], error) {
 	if c.Key == nil {
 		problems = append(problems, errors.New("tiers: Key is nil; want the key of an id"))
 	}
-	if err := errors.Join(append(problems, c.Validate())...); err != nil {
+	coder, unsuited := NewCoder[V](c.Codec)
+	packing, wrong := NewPacking(c.Compression)
+	if err := errors.Join(append(problems, c.Validate(), unsuited, wrong)...); err != nil {
 		return nil, err
 	}
+	c.MaxValue = cmp.Or(c.MaxValue, MaxPayload)
 	c.TTL = cmp.Or(c.TTL, time.Hour)
 	c.NegativeTTL = cmp.Or(c.NegativeTTL, 30*time.Second)
 	c.RetryAfter = cmp.Or(c.RetryAfter, 100*time.Millisecond)
@@ -250,14 +264,15 @@ func NewCache[V any](shared Shared, c Config[V]) (*Cache[V], error) {
 	}
 	life, end := context.WithCancelCause(context.Background())
 	return &Cache[V]{
-		Shared:      shared,
-		config:      c,
-		fingerprint: Fingerprint[V](),
-		stamps:      shared.Tracker.Stamps(),
-		l1:          newL1[V](cmp.Or(c.MaxEntries, DefaultMaxEntries), cmp.Or(c.MaxBytes, DefaultMaxBytes)),
-		flights:     flights[V]{byID: map[string]*flight[V]{}},
-		life:        life,
-		end:         end,
+		Shared:  shared,
+		config:  c,
+		coder:   coder,
+		packing: packing,
+		stamps:  shared.Tracker.Stamps(),
+		l1:      newL1[V](cmp.Or(c.MaxEntries, DefaultMaxEntries), cmp.Or(c.MaxBytes, DefaultMaxBytes)),
+		flights: flights[V]{byID: map[string]*flight[V]{}},
+		life:    life,
+		end:     end,
 	}, nil
 }
 

@@ -14,6 +14,7 @@ import (
 	"github.com/jmoiron/sqlx"
 	"github.com/jmoiron/sqlx/reflectx"
 	"github.com/lib/pq"
+	"google.golang.org/protobuf/encoding/protojson"
 
 	"github.com/freshet-cache/freshet/coherence"
 )
@@ -281,11 +282,13 @@ func (s FuncSource[V]) Load(ctx context.Context, ids []string) (Batch[V], error)
 }
 
 // QuerySource loads results of queries: an id is the text of a query's parameters, and the query
-// returns one row of one JSON column.
+// returns one row of one JSON column, as encoding/json reads it, or protojson if V is a message.
 type QuerySource[V any] struct {
 	db *sqlx.DB
 	// query gives the SQL and its arguments for an id.
 	query func(id string) (string, []any, error)
+	// read makes a V of the JSON.
+	read func(result []byte, v *V) error
 
 	mu         sync.Mutex
 	statements map[string]*statement // SQL text -> prepared
@@ -297,7 +300,16 @@ const maxStatements = 128
 // NewQuerySource makes a source whose SQL text and arguments the function gives. Texts should be few:
 // each is prepared once per connection.
 func NewQuerySource[V any](db *sqlx.DB, query func(id string) (string, []any, error)) *QuerySource[V] {
-	return &QuerySource[V]{db: db, query: query, statements: map[string]*statement{}}
+	s := &QuerySource[V]{db: db, query: query, statements: map[string]*statement{}}
+	s.read = func(result []byte, v *V) error { return json.Unmarshal(result, v) }
+	if message, err := messageOf[V](); err == nil {
+		s.read = func(result []byte, v *V) error {
+			m := message.New().Interface()
+			*v, _ = m.(V)
+			return protojson.Unmarshal(result, m)
+		}
+	}
+	return s
 }
 
 // Load implements [Source]. Several ids are read in one transaction: their results are of one snapshot.
@@ -335,7 +347,7 @@ func (s *QuerySource[V]) loadAll(ids []string, run func(text string, args []any)
 			continue
 		}
 		var v V
-		if err := json.Unmarshal(result, &v); err != nil {
+		if err := s.read(result, &v); err != nil {
 			return Batch[V]{}, fmt.Errorf("tiers: query: its column is not JSON of %T: %w", v, err)
 		}
 		batch.Values[id] = v

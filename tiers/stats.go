@@ -1,6 +1,7 @@
 package tiers
 
 import (
+	"errors"
 	"sync/atomic"
 	"time"
 )
@@ -22,6 +23,7 @@ type counts struct {
 	unusable  atomic.Uint64 // entries that could not be read
 	fills     atomic.Uint64 // loaded entries that got into L2
 	fillErrs  atomic.Uint64 // and those that did not
+	tooLarge  atomic.Uint64 // of those, for their size
 	unlinks   atomic.Uint64 // see CountUnlink
 
 	softTimeouts     atomic.Uint64
@@ -29,6 +31,14 @@ type counts struct {
 	refreshesTaken   atomic.Uint64 // that found what another replica has loaded
 	refreshesSkipped atomic.Uint64 // that are another replica's, or would be too many
 	refreshErrs      atomic.Uint64 // that failed
+}
+
+// countUnfilled counts a loaded entry that a tier did not take.
+func (c *Cache[V]) countUnfilled(err error) {
+	c.counts.fillErrs.Add(1)
+	if errors.Is(err, ErrTooLarge) {
+		c.counts.tooLarge.Add(1)
+	}
 }
 
 func (c *Cache[V]) count(r Result[V], err error) (Result[V], error) {
@@ -68,8 +78,8 @@ type Stats struct {
 	LoadTime          time.Duration
 	// Coalesced reads joined a flight of another; CutThrough loads went on without a lease; Rejected
 	// entries from L2 or a peer were out of date, Unusable ones could not be read; FillErrors counts
-	// loaded entries that did not get into L2.
-	Coalesced, CutThrough, Rejected, Unusable, FillErrors uint64
+	// loaded entries that did not get into L2, TooLarge those among them that were above a limit of size.
+	Coalesced, CutThrough, Rejected, Unusable, FillErrors, TooLarge uint64
 	// Fills are loaded entries that got into L2, Unlinks those of [Cache.CountUnlink].
 	Fills, Unlinks uint64
 	// SoftTimeouts are reads that had waited for SoftTimeout when there was a STALE answer for them.
@@ -92,7 +102,7 @@ func (c *Cache[V]) Stats() Stats {
 		LoadTime: time.Duration(n.loadNanos.Load()), Coalesced: n.coalesced.Load(), CutThrough: n.cutThru.Load(),
 		Rejected: n.rejected.Load(), Unusable: n.unusable.Load(), FillErrors: n.fillErrs.Load(),
 		Fills: n.fills.Load(), Unlinks: n.unlinks.Load(), SoftTimeouts: n.softTimeouts.Load(), Refreshed: n.refreshed.Load(), RefreshesTaken: n.refreshesTaken.Load(),
-		RefreshesSkipped: n.refreshesSkipped.Load(), RefreshErrors: n.refreshErrs.Load(),
+		RefreshesSkipped: n.refreshesSkipped.Load(), RefreshErrors: n.refreshErrs.Load(), TooLarge: n.tooLarge.Load(),
 	}
 	s.Reads = s.Fresh + s.Stale + s.Errors
 	return s

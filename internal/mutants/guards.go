@@ -268,7 +268,7 @@ var mutants = []mutant{
 	{
 		name: "entry-of-other-type", guard: "so is one of another Go type",
 		file: "tiers/item.go",
-		old:  "|| h.Fingerprint != c.fingerprint ", with: "",
+		old:  "|| h.Fingerprint != c.coder.fingerprint ", with: "",
 		folder: "tiers", killer: "TestI4EntriesOfOthers",
 	},
 	{
