@@ -78,9 +78,12 @@ type PostgresConfig struct {
 // RedisConfig is the Redis Cluster.
 type RedisConfig struct {
 	// Addrs are some of its nodes, host:port; none = the node works without L2.
-	Addrs              []string
+	Addrs []string
+	// Username and Password of an ACL user, or a password alone; empty = none. The user needs no more than
+	// ~APP:* -@all +@connection +get +set +del +unlink +eval +cluster|info +cluster|slots
 	Username, Password string
-	TLS                *tls.Config
+	// TLS turns on TLS, with client certificates if it has them; nil = plain TCP.
+	TLS *tls.Config
 	// Dial connects to host:port, one of Addrs or as a node of the cluster announces itself; TLS goes on
 	// top. It must heed its context. nil = a plain dialer. Where the announced addresses cannot be
 	// reached, behind proxies or NAT, it maps them.

@@ -73,10 +73,11 @@ func New(n *node.Node, o Options) (*API, error) {
 	}
 	a.products, errs[0] = node.NewCache(n, node.CacheConfig[Product]{
 		Namespace: "product", MaxEntries: o.MaxEntries, Source: node.SQL[Product](productsByID),
-		WarmUp: warm.products, Refresh: refresh, SoftTimeout: softTimeout,
+		WarmUp: warm.products, Refresh: refresh, SoftTimeout: softTimeout, Codec: node.CBOR,
 	})
 	a.productPages, errs[1] = node.NewQueryCache(n, node.QueryConfig[ProductPage]{
 		Namespace: "product", View: "page", Query: productList, WarmUp: warm.productPages, Refresh: refresh, SoftTimeout: softTimeout,
+		Codec: node.CBOR, Compress: node.Compression{Algorithm: node.Zstd}, // up to 100 products of much the same words
 		Tags: func(filter cluster.Params, _ ProductPage) []string { return listTags(filter) },
 	})
 	a.categories, errs[2] = node.NewCache(n, node.CacheConfig[Category]{

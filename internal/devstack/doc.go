@@ -44,5 +44,6 @@
 // but its cluster configuration: a Redis node that was stopped starts empty.
 // Postgres runs with fsync off: it keeps every commit when its processes are
 // killed, but not when the operating system crashes. Postgres asks for the
-// password that is part of [Postgres.DSN]; Redis and NATS ask for none.
+// password that is part of [Postgres.DSN]; NATS asks for none, nor does Redis unless
+// [Options.RedisSecure] says so.
 package devstack

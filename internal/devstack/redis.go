@@ -58,8 +58,9 @@ const redisMemory = "256mb"
 
 // Redis is a Redis Cluster of three primaries with one replica each.
 type Redis struct {
-	site  *site
-	nodes []*RedisNode
+	site       *site
+	nodes      []*RedisNode
+	own, cache Access // of the stack itself and of applications; empty unless secured
 
 	changing sync.Mutex // held by Move, Save and Restore
 
@@ -71,6 +72,7 @@ type Redis struct {
 // changes with failovers.
 type RedisNode struct {
 	process *process
+	access  Access      // with which the stack reaches it
 	conf    string      // path of redis.conf
 	text    string      // of redis.conf, with %d for the port
 	ports   [2]int      // offsets in the stack's block: where it began, and where it moves to
@@ -79,8 +81,16 @@ type RedisNode struct {
 	starting sync.Mutex // held while its files are made ready and its process starts
 }
 
-func newRedis(s *site, program redisProgram) (*Redis, error) {
+func newRedis(s *site, program redisProgram, secure bool) (*Redis, error) {
 	r := &Redis{site: s}
+	ports := "port %d\n"
+	if secure {
+		settings, err := r.secure()
+		if err != nil {
+			return nil, err
+		}
+		ports = "port 0\n" + settings
+	}
 	for i := range redisNodes {
 		name := fmt.Sprintf("redis-%d", i)
 		dir, err := s.mkdir(name)
@@ -94,8 +104,9 @@ func newRedis(s *site, program redisProgram) (*Redis, error) {
 		conf := filepath.Join(dir, "redis.conf")
 		n := &RedisNode{
 			process: &process{site: s, name: name, path: program.server, dir: dir, args: []string{conf}},
+			access:  r.own,
 			conf:    conf,
-			text:    strings.Replace(text, "\nport 0\n", "\nport %d\n", 1),
+			text:    strings.Replace(text, "\nport 0\n", "\n"+ports, 1),
 			ports:   [2]int{redisPort + i, movedPort + i},
 		}
 		if err := n.configure(); err != nil {

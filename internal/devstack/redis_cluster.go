@@ -354,6 +354,9 @@ func (n *RedisNode) askWithin(ctx context.Context, limit time.Duration, commands
 func (n *RedisNode) dial(limit time.Duration) (rueidis.Client, error) {
 	client, err := rueidis.NewClient(rueidis.ClientOption{
 		InitAddress:         []string{n.Addr()},
+		Username:            n.access.Username,
+		Password:            n.access.Password,
+		TLSConfig:           n.access.TLS,
 		ForceSingleClient:   true,
 		DisableCache:        true,
 		DisableRetry:        true,

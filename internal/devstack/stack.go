@@ -25,6 +25,10 @@ type Options struct {
 	// all three are started.
 	Redis, Postgres, NATS bool
 
+	// RedisSecure makes Redis take TLS from known clients and known users only:
+	// see [Redis.Access].
+	RedisSecure bool
+
 	// Log also receives what the Redis and Postgres processes print, each line
 	// after the name of its server. Writes are serialised and their errors
 	// ignored. nil: output goes only to the log files in the stack's folder,
@@ -73,7 +77,7 @@ func Start(ctx context.Context, o Options) (*Stack, error) {
 func (s *Stack) start(ctx context.Context, o Options, programs programs) error {
 	var err error
 	if o.Redis {
-		if s.Redis, err = newRedis(s.site, programs.redis); err != nil {
+		if s.Redis, err = newRedis(s.site, programs.redis, o.RedisSecure); err != nil {
 			return err
 		}
 	}

@@ -272,6 +272,12 @@ var mutants = []mutant{
 		folder: "tiers", killer: "TestI4EntriesOfOthers",
 	},
 	{
+		name: "entry-of-other-codec", guard: "nor is one of another codec read as if it were of this cache's",
+		file: "tiers/codec.go",
+		old:  "	if codec != c.codec {\n", with: "	if false {\n",
+		folder: "tiers", killer: "TestI4EntriesOfOthers",
+	},
+	{
 		name: "entry-of-other-generation", guard: "and one of another generation",
 		file: "tiers/item.go",
 		old:  " || h.Generation != f.generation.Packed() {", with: " {",
