@@ -10,7 +10,7 @@ type Codec = tiers.Codec
 // The codecs; the default is JSON.
 const (
 	JSON     = tiers.JSON     // any type, by encoding/json
-	CBOR     = tiers.CBOR     // any type, by its cbor or json tags: smaller than JSON, and read several times faster
+	CBOR     = tiers.CBOR     // any type, by its cbor or json tags: read three times as fast as JSON, and somewhat smaller
 	Protobuf = tiers.Protobuf // a pointer to a message of generated code
 	Bytes    = tiers.Bytes    // []byte, string, or a type made of one, as it is
 )

@@ -124,7 +124,7 @@ func TestCodecsRoundTrip(t *testing.T) {
 	}
 	roundTrip(t, Protobuf, message(t), func(a, b *structpb.Struct) bool { return proto.Equal(a, b) })
 	roundTrip(t, Protobuf, &structpb.Struct{}, func(a, b *structpb.Struct) bool { return proto.Equal(a, b) })
-	file := &descriptorpb.FileDescriptorProto{Name: proto.String("f"), MessageType: []*descriptorpb.DescriptorProto{{Name: proto.String("M")}}}
+	file := &descriptorpb.FileDescriptorProto{Name: new("f"), MessageType: []*descriptorpb.DescriptorProto{{Name: new("M")}}}
 	roundTrip(t, Protobuf, file, func(a, b *descriptorpb.FileDescriptorProto) bool { return proto.Equal(a, b) })
 }
 
@@ -165,7 +165,7 @@ func TestCoderErrors(t *testing.T) {
 		"bytes":            {unsuited[point](Bytes), []string{"Bytes", "tiers.point", "[]byte, string"}},
 		"bytes of ints":    {unsuited[[]int](Bytes), []string{"[]int"}},
 		"protobuf":         {unsuited[*point](Protobuf), []string{"Protobuf", "*tiers.point", "generated message"}},
-		"protobuf value":   {unsuited[structpb.Struct](Protobuf), []string{"pointer"}}, //nolint:govet // the type only
+		"protobuf value":   {unsuited[structpb.Struct](Protobuf), []string{"pointer"}},
 		"protobuf any":     {unsuited[proto.Message](Protobuf), []string{"pointer"}},
 		"protobuf dynamic": {unsuited[*dynamicpb.Message](Protobuf), []string{"generated"}},
 		"cbor":             {unsuited[secret4](CBOR), []string{"tiers.secret4", "MarshalBinary"}},
