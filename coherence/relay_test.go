@@ -436,7 +436,7 @@ func FuzzDecodeRelay(f *testing.F) {
 	f.Add(coherence.RelayAnswer(request, since, coherence.Change{XID: 703, Scope: 9}, coherence.Change{XID: 704, Scope: 1 << 63, Grace: 1500 * time.Millisecond}))
 	f.Add(coherence.RelayAnswerWith(request, since, nil))
 	f.Add(coherence.RelayAnswerWith(request, since, coherence.NewGenerations("v1", map[string]uint32{"": 2, "product": 7})))
-	f.Add([]byte("Fp\x02"))
+	f.Add([]byte("Fp\x09"))
 	f.Add([]byte(""))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		for _, b := range [][]byte{b, coherence.SealRelay(b)} {

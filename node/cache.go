@@ -381,7 +381,7 @@ func wanted(want tiers.Want, options []ReadOption) tiers.Want {
 		case optionToken:
 			want.Token = want.Token.Merge(o.token)
 		case optionConsistent:
-			want.Consistent = true
+			want.Consistent, want.Grace = true, false
 		}
 	}
 	return want

@@ -68,8 +68,9 @@ func (s *site) want(c *node.Cache[Part], id, name string, options ...node.ReadOp
 	}
 }
 
-// Row 9: immediate, delayed, with a grace (the reduction of a time to live), of one view, under load, while
-// a writer's transaction stays open, and during the grace while the source answers nobody.
+// Row 9: immediate, delayed, with a grace (the reduction of a time to live), of one view, by a new
+// generation, under load, while a writer's transaction stays open, and during the grace while the source
+// answers nobody.
 func TestRow09InvalidationStrategies(t *testing.T) {
 	s := newSite(t)
 	r := s.openReady(2)
@@ -130,6 +131,24 @@ func TestRow09InvalidationStrategies(t *testing.T) {
 		s.want(p[i].card, part(3), "new", node.Within(0))
 		s.want(p[i].detail, part(3), "old", node.Within(0))
 	}
+	// A new generation of all parts.
+	s.rename("newer", part(2))
+	if token, err = p[0].detail.Invalidate(t.Context(), nil, node.NextGeneration("row 9")); err != nil {
+		t.Fatal(err)
+	}
+	s.want(p[0].detail, part(2), "newer")
+	s.want(p[1].detail, part(2), "newer", node.AtLeast(token))
+	s.want(p[1].detail, part(3), "new", node.AtLeast(token))
+	var history string
+	if err := s.db.Get(&history, `select string_agg(h.why, ', ') from freshet.generation_history h where h.namespace = 'part'`); err != nil || history != "row 9" {
+		t.Errorf("the history of generations: %q, %v", history, err)
+	}
+	s.rename("old", part(4)) // it has been loaded by nobody since
+	for i := range r {
+		s.want(p[i].detail, part(4), "old")
+		s.want(p[i].card, part(4), "old")
+	}
+	s.rename("new", part(4))
 	s.grace(r, p)
 	load.stop()
 	load.noneFailed()

@@ -92,6 +92,30 @@ func TestRow13OneCall(t *testing.T) {
 	}
 	s.want(p.card, part(1), "newest")
 
+	for way, call := range []func() error{
+		func() error { _, err := p.card.Invalidate(ctx, nil, node.NextGeneration("a cache")); return err },
+		func() error { _, err := r.Invalidate(ctx, "part", nil, node.NextGeneration("a node")); return err },
+		func() error {
+			_, err := r.InvalidateNamespace(ctx, "part", node.NextGeneration("its namespace"))
+			return err
+		},
+		func() error {
+			_, err := r.Write(ctx, func(tx *node.Tx) error { return tx.Invalidate("part", nil, node.NextGeneration("a transaction")) })
+			return err
+		},
+		func() error {
+			_, err := s.db.ExecContext(ctx, `select freshet.next_generation('part', 'SQL')`)
+			return err
+		},
+	} {
+		name := fmt.Sprint("generation ", way)
+		s.rename(name, part(1))
+		if err := call(); err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		s.want(p.card, part(1), name, node.Within(0))
+	}
+
 	// Rows of a watched table, too, have the grace of their transaction.
 	before := s.get(r, "thing-150")
 	if _, err := r.Write(ctx, func(tx *node.Tx) error {
@@ -127,6 +151,9 @@ func TestRow13OneCall(t *testing.T) {
 		if _, err := r.Invalidate(ctx, "part", []string{part(1)}, c.strategies...); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: %v; want an error with %q", name, err, c.want)
 		}
+	}
+	if _, err := r.Invalidate(ctx, "", nil, node.NextGeneration("of what")); err == nil || !strings.Contains(err.Error(), "namespace is empty") {
+		t.Errorf("a generation of no namespace: %v", err)
 	}
 	for name, sql := range map[string]string{
 		"no delay":            `select freshet.invalidate_after(null, 'part', 'x')`,

@@ -71,7 +71,7 @@ func View(name string) Strategy { return Strategy{kind: strategyView, text: name
 func Batch(name string) Strategy { return Strategy{kind: strategyBatch, text: name} }
 
 // NextGeneration begins a new generation of the whole namespace, for the given reason, of 1 to 200
-// characters. It takes no ids and no other strategy.
+// characters, as [Tx.NextGeneration] does. It takes no ids and no other strategy.
 func NextGeneration(reason string) Strategy {
 	return Strategy{kind: strategyGeneration, text: reason}
 }
@@ -156,8 +156,11 @@ func (tx *Tx) invalidate(w what, strategies []Strategy) error {
 		err = errors.New("NextGeneration: want no ids and no tags, since a generation is of a whole namespace")
 	case h.view != "" && w.kind != coherence.KindEntity:
 		err = errors.New("View: want it with ids, since tags and namespaces are of all views")
+	case h.reason != "" && w.namespace == "":
+		err = errors.New("NextGeneration: namespace is empty; want the namespace of a cache, or Tx.NextGeneration for all")
 	case h.reason != "":
-		return tx.log(`select freshet.next_generation($1, $2)`, w.namespace, h.reason)
+		_, err = tx.NextGeneration(w.namespace, GenerationChange{Why: h.reason})
+		return err
 	case len(w.ids) == 0:
 		return nil
 	}

@@ -172,3 +172,24 @@ func TestI1GraceNeedsTheRest(t *testing.T) {
 		}
 	})
 }
+
+// I1: nothing of a generation that was given up is served by a grace.
+func TestI1GraceOfAGeneration(t *testing.T) {
+	onDesk(t, func(d *desk) {
+		d.read("a", lenient)
+		d.writeWithGrace("a", 10)
+		d.poll()
+		goOn := d.stuck()
+		if r := d.read("a", lenient); r.Grace == 0 {
+			d.t.Errorf("in its grace: %+v", r)
+		}
+		tx := d.log.Begin()
+		tx.SetGeneration("n", 2)
+		tx.Commit()
+		d.poll()
+		goOn()
+		if r := d.read("a", lenient); !r.Fresh || r.Value != 10 {
+			d.t.Errorf("after a new generation: %+v", r)
+		}
+	})
+}

@@ -111,13 +111,17 @@ func (c *Cache[V]) graced(id string, r *reading) (Result[V], bool) {
 	if it == nil {
 		return Result[V]{}, false
 	}
-	poll := c.Tracker.Latest()
+	poll := c.Tracker.Latest() // before the checks: what it saw they know
+	if it.generation != c.generation() {
+		return Result[V]{}, false
+	}
 	grace, ok := c.Tracker.Grace(it.scopes[viewScope], it.scopes, it.snapshot)
 	now := c.Tracker.Now()
 	if !ok || now >= grace.Until || now >= it.expires || !r.proven(poll, now) || !r.Token.SeenBy(it.snapshot) {
 		return Result[V]{}, false
 	}
 	as := max(it.loaded, min(grace.Since, poll.Sent))
+	it.heat.add(1, now)
 	answer := it.result(TierL1, false, now.Sub(as), now, poll)
 	answer.Grace = grace.Until.Sub(now)
 	return answer, true

@@ -400,6 +400,12 @@ var mutants = []mutant{
 		folder: "tiers", killer: "TestI2GraceIsNotForTokens",
 	},
 	{
+		name: "grace-of-an-old-generation", guard: "nor an entry of a generation that was given up",
+		file: "tiers/proof.go",
+		old:  "\tif it.generation != c.generation() {\n\t\treturn Result[V]{}, false\n\t}\n", with: "",
+		folder: "tiers", killer: "TestI1GraceOfAGeneration",
+	},
+	{
 		name: "grace-excuses-all", guard: "a grace excuses its own change and no other",
 		file: "coherence/grace.go",
 		old:  "if !d.check(scope, value) {", with: "if false {",
