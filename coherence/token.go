@@ -3,6 +3,7 @@ package coherence
 import (
 	"cmp"
 	"encoding/base64"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"hash/crc32"
@@ -22,6 +23,8 @@ const (
 type Token struct {
 	snapshot Snapshot // the session has seen the state of this snapshot
 	xids     []uint64 // and written in these transactions, of the snapshot's timeline
+	// queue names a stream of puts, up to whose message place the session has come; 0 = none.
+	queue, place uint64
 }
 
 // TokenOf is the token of a session that has seen the state of a snapshot.
@@ -38,8 +41,17 @@ func TokenOfWrite(timeline, xid uint64) Token {
 	return Token{snapshot: Snapshot{Timeline: timeline}, xids: []uint64{xid}}
 }
 
+// TokenOfPut is the token of a session whose last put is at the place of the queue, which is not 0.
+func TokenOfPut(queue, place uint64) Token { return Token{queue: queue, place: place} }
+
+// Queue is how far the session has come in a queue of puts; queue 0 = in none.
+func (t Token) Queue() (queue, place uint64) { return t.queue, t.place }
+
 // IsZero reports whether the token asks for nothing.
-func (t Token) IsZero() bool { return t.snapshot.Timeline == 0 }
+func (t Token) IsZero() bool { return t.ofNoState() && t.queue == 0 }
+
+// ofNoState reports whether the token says nothing of Postgres.
+func (t Token) ofNoState() bool { return t.snapshot.Timeline == 0 }
 
 // SeenBy reports whether a read at the snapshot is not behind the token. False also means that it
 // cannot be told, as for a token of another timeline.
@@ -59,12 +71,22 @@ func (t Token) SeenBy(s Snapshot) bool {
 }
 
 // Merge is the token of a session that has come as far as both. Of tokens of two timelines the
-// argument wins: it is the newer knowledge.
+// argument wins, and of places in two queues, too: it is the newer knowledge.
 func (t Token) Merge(o Token) Token {
+	merged := t.mergeState(o)
+	merged.queue, merged.place = t.queue, t.place
+	if o.queue != 0 && (o.queue != t.queue || o.place > t.place) {
+		merged.queue, merged.place = o.queue, o.place
+	}
+	return merged
+}
+
+// mergeState merges what the tokens say of Postgres.
+func (t Token) mergeState(o Token) Token {
 	switch {
-	case t.IsZero():
+	case t.ofNoState():
 		return o
-	case o.IsZero():
+	case o.ofNoState():
 		return t
 	case t.snapshot.Timeline != o.snapshot.Timeline:
 		return o
@@ -106,12 +128,27 @@ func (t Token) binary() []byte {
 		xids := slices.Sorted(slices.Values(t.xids))
 		written.Xmin, written.Xmax, written.Xip = xids[0], xids[len(xids)-1]+1, xids
 	}
-	b := []byte{1}
+	b := []byte{tokenOfState}
+	if t.queue != 0 {
+		b[0] = tokenOfQueue
+	}
 	b, _ = t.snapshot.AppendBinary(b) // never fails
 	b, _ = written.AppendBinary(b)
+	if t.queue != 0 {
+		b = binary.BigEndian.AppendUint64(b, t.queue)
+		b = binary.BigEndian.AppendUint64(b, t.place)
+	}
 	sum := crc32.ChecksumIEEE(b)
 	return append(b, byte(sum>>8), byte(sum))
 }
+
+// The first byte of a token is its format. The second one ends with the place in a queue; releases that know
+// no queues refuse it.
+const (
+	tokenOfState = 1
+	tokenOfQueue = 2
+	queueBytes   = 16
+)
 
 var errToken = errors.New("not a token of this application's answers")
 
@@ -124,7 +161,7 @@ func ParseToken(text string) (Token, error) {
 		return Token{}, fmt.Errorf("coherence: token of %d bytes: want at most %d", len(text), maxTokenText)
 	}
 	b, err := base64.RawURLEncoding.DecodeString(text)
-	if err != nil || len(b) < 3 || b[0] != 1 {
+	if err != nil || len(b) < 3 || (b[0] != tokenOfState && b[0] != tokenOfQueue) {
 		return Token{}, fmt.Errorf("coherence: token: %w", errToken)
 	}
 	body, tail := b[:len(b)-2], b[len(b)-2:]
@@ -136,8 +173,12 @@ func ParseToken(text string) (Token, error) {
 		return Token{}, fmt.Errorf("coherence: token: %w", errToken)
 	}
 	written, rest, err2 := DecodeSnapshot(rest)
-	if err2 != nil || len(rest) != 0 || len(written.Xip) > maxTokenXIDs || written.Timeline != snapshot.Timeline {
+	var queue, place uint64
+	if b[0] == tokenOfQueue && len(rest) == queueBytes {
+		queue, place, rest = binary.BigEndian.Uint64(rest), binary.BigEndian.Uint64(rest[8:]), nil
+	}
+	if err2 != nil || len(rest) != 0 || (queue != 0) != (b[0] == tokenOfQueue) || len(written.Xip) > maxTokenXIDs || written.Timeline != snapshot.Timeline {
 		return Token{}, fmt.Errorf("coherence: token: %w", errToken)
 	}
-	return Token{snapshot: snapshot, xids: written.Xip}, nil
+	return Token{snapshot: snapshot, xids: written.Xip, queue: queue, place: place}, nil
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/freshet-cache/freshet/cluster"
@@ -44,6 +45,7 @@ const (
 	optionToken
 	optionConsistent
 	optionSoftTimeout
+	optionCommitted
 )
 
 // Within sets the freshness budget of this read, up to [MaxBudget], and refuses values in their grace. 0
@@ -73,11 +75,15 @@ func Consistent() ReadOption { return ReadOption{kind: optionConsistent} }
 // Entry is a labelled answer.
 type Entry[V any] struct {
 	Value V
-	// Fresh is the label: FRESH if true, STALE otherwise.
+	// Fresh is the label: FRESH if true; STALE otherwise, or pending.
 	Fresh bool
 	// Grace, if it is positive, is why the answer is not FRESH: it lacks nothing but changes whose writers allow
 	// that for so long from now ([WithGrace]), and it is being loaded anew.
 	Grace time.Duration
+	// Pending: the answer is that of a [Cache.PutLater] or [Cache.DeleteLater] that need not be in Postgres yet,
+	// and may still be refused there. It is newer than what is committed, and of the other labels only Version
+	// and Token say something of it.
+	Pending bool
 	// Age bounds the staleness: the answer reflects every commit older than this.
 	Age time.Duration
 	// Tier is where the answer came from.
@@ -124,6 +130,11 @@ type CacheConfig[V any] struct {
 	View string
 	// Source is required.
 	Source Source[V]
+	// Store is where values are written, so that the Source finds them; nil = they are not, through this cache.
+	Store Store[V]
+	// WriteBehind allows PutLater and DeleteLater, and has this replica flush what others put: [WriteBehind].
+	// It needs a Store, NATS with JetStream, and is for one cache of a namespace.
+	WriteBehind bool
 	// Tags of an entry, up to 64: invalidating a tag invalidates every entry that has it. nil = none. What
 	// does not exist has none: only its own id, or the namespace, can tell that it exists now.
 	Tags func(id string, v V) []string
@@ -166,10 +177,12 @@ type CacheConfig[V any] struct {
 
 // Cache is a cache of one view of a namespace's entities. It is safe for concurrent use.
 type Cache[V any] struct {
-	node  *Node
-	name  cacheName
-	want  tiers.Want // of reads that name nothing
-	tiers *tiers.Cache[V]
+	node    *Node
+	name    cacheName
+	want    tiers.Want // of reads that name nothing
+	tiers   *tiers.Cache[V]
+	store   Store[V]    // nil = values are not written
+	pending *pending[V] // nil = not later
 }
 
 // Refresh says when an entry that is hit is loaded anew in the background, ahead of its expiry, by one
@@ -193,6 +206,9 @@ func NewCache[V any](n *Node, c CacheConfig[V]) (*Cache[V], error) {
 		source, wrong = c.Source(n)
 	}
 	warm := c.WarmUp.plan(n, name)
+	if c.WriteBehind && c.Store == nil {
+		wrong = errors.Join(wrong, errors.New("CacheConfig.WriteBehind wants a Store: SQLStore, or one of your own"))
+	}
 	wrong = errors.Join(wrong, warm.check(c.MaxEntries))
 	s := settings{c.Budget, c.MaxStale, c.SoftTimeout, c.LoadTimeout}
 	inner, err := newTiers(n, name, s, wrong, tiers.Config[V]{
@@ -207,13 +223,23 @@ func NewCache[V any](n *Node, c CacheConfig[V]) (*Cache[V], error) {
 			return key, nil
 		},
 	})
-	if err == nil {
-		err = n.startWarmUp(warm, name, c.MaxEntries, c.MaxBytes, warmPlan{limit: 10_000, rate: 2_000})
-	}
 	if err != nil {
 		return fail(err)
 	}
-	return &Cache[V]{node: n, name: name, want: s.want(n.config), tiers: inner}, nil
+	made := &Cache[V]{node: n, name: name, want: s.want(n.config), tiers: inner, store: c.Store}
+	if c.WriteBehind {
+		made.pending = newPending(name, c.Store)
+		if err := n.writeBehind(made.pending); err != nil {
+			n.mu.Lock()
+			delete(n.caches, name)
+			n.mu.Unlock()
+			return fail(errors.Join(err, inner.Close()))
+		}
+	}
+	if err := n.startWarmUp(warm, name, c.MaxEntries, c.MaxBytes, warmPlan{limit: 10_000, rate: 2_000}); err != nil {
+		return fail(err)
+	}
+	return made, nil
 }
 
 // newTiers makes the read path and enters it in the node, unless something is wrong.
@@ -261,10 +287,14 @@ func (n *Node) shared() tiers.Shared {
 
 // Get returns the value, [ErrNotFound] if there is none, or why it cannot be had.
 func (c *Cache[V]) Get(ctx context.Context, id string, options ...ReadOption) (V, error) {
-	if len(options) == 0 {
+	if len(options) == 0 && !c.pending.any() {
 		if v, ok := c.tiers.Hit(id, c.want.Budget); ok {
 			return v, nil
 		}
+	}
+	if c.pending != nil {
+		e, err := c.Lookup(ctx, id, options...)
+		return e.Value, err
 	}
 	r, err := c.tiers.Lookup(ctx, id, wanted(c.want, options))
 	if err == nil && r.Absent {
@@ -277,6 +307,14 @@ func (c *Cache[V]) Get(ctx context.Context, id string, options ...ReadOption) (V
 // of the answer "not found".
 func (c *Cache[V]) Lookup(ctx context.Context, id string, options ...ReadOption) (Entry[V], error) {
 	want := wanted(c.want, options)
+	if c.pending != nil && !isCommitted(options) {
+		if err := c.await(ctx, []string{id}, &want); err != nil {
+			return Entry[V]{}, wrap(c.name, err)
+		}
+		if e, shown, err := c.show(id, want.Token); shown {
+			return e, err
+		}
+	}
 	r, err := c.tiers.Lookup(ctx, id, want)
 	return entryOf(c.name, want.Token, &r, err)
 }
@@ -290,8 +328,20 @@ func (c *Cache[V]) GetMany(ctx context.Context, ids []string, options ...ReadOpt
 		return nil, fmt.Errorf("node: GetMany of %d ids: want at most %d: %w", len(ids), MaxIDs, ErrTooLarge)
 	}
 	want := wanted(c.want, options)
-	results, err := c.tiers.LookupMany(ctx, ids, want)
 	entries := make(map[string]Entry[V], len(ids))
+	if c.pending != nil && !isCommitted(options) {
+		if err := c.await(ctx, ids, &want); err != nil {
+			return entries, wrap(c.name, err)
+		}
+		ids = slices.DeleteFunc(slices.Clone(ids), func(id string) bool {
+			e, shown, err := c.show(id, want.Token)
+			if shown && err == nil {
+				entries[id] = e
+			}
+			return shown
+		})
+	}
+	results, err := c.tiers.LookupMany(ctx, ids, want)
 	for i := range results {
 		if r := &results[i]; r.Tier != 0 && !r.Absent {
 			entries[ids[i]], _ = entryOf(c.name, want.Token, r, nil)

@@ -36,6 +36,8 @@ type Config struct {
 	Postgres PostgresConfig
 	Redis    RedisConfig
 	NATS     NATSConfig
+	// WriteBehind is for caches with [CacheConfig.WriteBehind].
+	WriteBehind WriteBehind
 
 	// Budget is the freshness budget of reads that name none; 0 = 1 s. For a budget of 0 see [Within].
 	Budget time.Duration
@@ -155,6 +157,11 @@ func (c Config) Validate() error {
 		{"Postgres.WriteTimeout", c.Postgres.WriteTimeout, 10 * time.Millisecond, 24 * time.Hour},
 		{"Redis.LeaseWait", c.Redis.LeaseWait, time.Millisecond, time.Minute},
 		{"Postgres.Retention", c.Postgres.Retention, time.Minute, 7 * 24 * time.Hour},
+		{"WriteBehind.Timeout", c.WriteBehind.Timeout, 10 * time.Millisecond, time.Minute},
+		{"WriteBehind.FlushEvery", c.WriteBehind.FlushEvery, time.Millisecond, time.Minute},
+		{"WriteBehind.AckWait", c.WriteBehind.AckWait, 100 * time.Millisecond, time.Hour},
+		{"WriteBehind.MinRetry", c.WriteBehind.MinRetry, time.Millisecond, time.Hour},
+		{"WriteBehind.MaxRetry", c.WriteBehind.MaxRetry, time.Millisecond, 24 * time.Hour},
 	} {
 		if d.value != 0 && (d.value < d.min || d.value > d.max) {
 			wrong(d.field, "%v; want %v to %v, or 0 for the default", d.value, d.min, d.max)
@@ -167,6 +174,12 @@ func (c Config) Validate() error {
 		{"Postgres.MaxConns", c.Postgres.MaxConns, 1000},
 		{"Postgres.Queue", c.Postgres.Queue, 1_000_000},
 		{"Redis.CleanRate", c.Redis.CleanRate, tiers.MaxSweepRate},
+		{"WriteBehind.MaxPending", c.WriteBehind.MaxPending, 1_000_000},
+		{"WriteBehind.MaxBytes", int(c.WriteBehind.MaxBytes), 16 << 30},
+		{"WriteBehind.Replicas", c.WriteBehind.Replicas, 5},
+		{"WriteBehind.Batch", c.WriteBehind.Batch, 10_000},
+		{"WriteBehind.Flushers", max(c.WriteBehind.Flushers, 0), 16},
+		{"WriteBehind.MaxAttempts", c.WriteBehind.MaxAttempts, 1000},
 	} {
 		if n.value < 0 || n.value > n.max {
 			wrong(n.field, "%d; want 1 to %d, or 0 for the default", n.value, n.max)
@@ -174,6 +187,9 @@ func (c Config) Validate() error {
 	}
 	if c.budget() <= c.pollInterval() {
 		wrong("Budget", "%v is not above Postgres.PollInterval %v: most reads would wait for a poll; ask for less by Within", c.budget(), c.pollInterval())
+	}
+	if c.WriteBehind.minRetry() > c.WriteBehind.maxRetry() {
+		wrong("WriteBehind.MinRetry", "%v is above MaxRetry %v", c.WriteBehind.minRetry(), c.WriteBehind.maxRetry())
 	}
 	if len(c.Redis.Addrs) > 0 {
 		if err := c.l2().Validate(); err != nil {

@@ -27,6 +27,7 @@ const minDutyPause = 100 * time.Millisecond
 func (n *Node) duties() []duty {
 	var all []duty
 	if n.db != nil {
+		all = append(all, duty{name: "trim what was applied of later puts", every: time.Minute, run: n.trimApplied})
 		all = append(all, duty{name: "run what is due", every: time.Second, run: n.runDue, wake: n.due.wake})
 	}
 	if n.sweeper != nil {

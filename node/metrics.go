@@ -69,6 +69,9 @@ func collect(s Stats, out chan<- prometheus.Metric) {
 	warmFailures := describe("warm_up_failures_total", "Runs of the warm-up in which the source of ids failed.", "namespace", "view", "source")
 	warmIDs := describe("warm_up_ids_total", "Ids of the warm-up by what became of them: given by the source, loaded, failed.", "namespace", "view", "source", "result")
 	warmSeconds := describe("warm_up_seconds_total", "Time spent in warm-ups.", "namespace", "view", "source")
+	pending := describe("puts_pending", "Later puts that this replica knows to be pending.", "namespace", "view")
+	oldest := describe("puts_oldest_seconds", "Age of the oldest later put that is pending.", "namespace", "view")
+	puts := describe("puts_total", "Later puts that this replica flushed, by what became of them, and its attempts that failed.", "namespace", "view", "result")
 	for _, v := range s.Namespaces {
 		counter(reads, v.Fresh, v.Namespace, v.View, "fresh")
 		counter(reads, v.Stale-min(v.Graced, v.Stale), v.Namespace, v.View, "stale")
@@ -110,6 +113,12 @@ func collect(s Stats, out chan<- prometheus.Metric) {
 			gauge(generation, float64(g.Global), v.Namespace, v.View, "application")
 			gauge(generation, float64(g.Namespace), v.Namespace, v.View, "namespace")
 		}
+		gauge(pending, float64(v.PutsPending), v.Namespace, v.View)
+		gauge(oldest, v.PutsOldest, v.Namespace, v.View)
+		counter(puts, v.PutsApplied, v.Namespace, v.View, "applied")
+		counter(puts, v.PutsSuperseded, v.Namespace, v.View, "superseded")
+		counter(puts, v.PutsDead, v.Namespace, v.View, "dead")
+		counter(puts, v.PutRetries, v.Namespace, v.View, "retried")
 	}
 
 	gauge(describe("poll_age_seconds", "Age of what the node knows of Postgres; bounds the staleness of FRESH answers."), s.PollAge)

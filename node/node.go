@@ -40,6 +40,7 @@ type Node struct {
 	polls    *coherence.RelayedLog
 	relays   atomic.Pointer[relays] // nil = none
 	hot      *hotIDs                // nil = none
+	puts     atomic.Pointer[queue]  // nil = no cache writes behind
 
 	stop context.CancelFunc // ends the membership
 	work sync.WaitGroup
@@ -146,7 +147,7 @@ func (n *Node) start() error {
 // join connects to the bus and starts what needs it.
 func (n *Node) join() error {
 	var err error
-	if n.conn, err = n.connect(func() { n.tracker.Observe(coherence.HintsMissed{}) }); err != nil {
+	if n.conn, err = n.connect(n.missed); err != nil {
 		return err
 	}
 	if n.bus, err = coherence.OpenBus(n.conn, n.config.App, n.boot, n.hear); err != nil {
@@ -186,6 +187,32 @@ func (n *Node) join() error {
 	return nil
 }
 
+// missed is told that messages may have been lost, and of each new connection.
+func (n *Node) missed() {
+	n.tracker.Observe(coherence.HintsMissed{})
+	if q := n.puts.Load(); q != nil {
+		q.reconnected()
+	}
+}
+
+// writeBehind enters a cache whose values are written later.
+func (n *Node) writeBehind(c follower) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.closed {
+		return ErrClosed
+	}
+	q := n.puts.Load()
+	if q == nil {
+		var err error
+		if q, err = openQueue(n); err != nil {
+			return err
+		}
+		n.puts.Store(q)
+	}
+	return q.add(c)
+}
+
 // hear takes a hint from the bus.
 func (n *Node) hear(h coherence.Hint) {
 	if h.Boot != n.boot {
@@ -195,7 +222,8 @@ func (n *Node) hear(h coherence.Hint) {
 }
 
 // Close ends the node: reads and new writes fail with [ErrClosed], writes under way and the transactions of
-// snapshots are waited for, up to PostgresConfig.WriteTimeout, loads under way end, hints are sent, and every goroutine and connection
+// snapshots are waited for, up to PostgresConfig.WriteTimeout, and as long for what this replica flushes of later
+// puts; other replicas flush the rest. Loads under way end, hints are sent, and every goroutine and connection
 // is gone when it returns. It waits for loads no longer than twice PostgresConfig.LoadTimeout and 2 s: a
 // source that goes on regardless of its context is an error. Closing again does nothing but wait for the
 // first call and return its error.
@@ -220,6 +248,9 @@ func (n *Node) close() error {
 	}
 	n.end()
 	problems := []error{n.awaitWarmUps(), n.awaitWrites()}
+	if q := n.puts.Load(); q != nil {
+		q.close()
+	}
 	if n.peers != nil {
 		n.peers.close()
 	}
@@ -271,10 +302,14 @@ func (n *Node) ID() string { return n.id }
 func (n *Node) DB() *sqlx.DB { return n.db }
 
 // Ready returns when the node has polled the log for the first time and can answer FRESH, and each [WarmUp] of
-// its caches is done or has had its time; or with an error when ctx ends before.
+// its caches is done or has had its time; or with an error when ctx ends before. With a cache that writes behind
+// it also waits until the node knows the pending puts, but no longer than 2 s: NATS may be away.
 func (n *Node) Ready(ctx context.Context) error {
 	if err := n.polled(ctx); err != nil {
 		return err
+	}
+	if q := n.puts.Load(); q != nil {
+		q.awaitFollowing(ctx)
 	}
 	n.mu.RLock()
 	warmUps := slices.Collect(maps.Values(n.warmUps))

@@ -2,6 +2,7 @@ package node
 
 import (
 	"sync/atomic"
+	"time"
 
 	"github.com/freshet-cache/freshet/tiers"
 )
@@ -131,6 +132,14 @@ type NamespaceStats struct {
 	L1Evictions uint64 `json:"l1_evictions"`
 	// WarmUps are those of its sources, in their order; what they read is none of the counts above.
 	WarmUps []WarmUpStats `json:"warm_ups,omitempty"`
+	// Later puts: those that this node knows to be pending and since when the oldest is, in seconds; and what
+	// its flushers did: wrote, passed over since a later put of the key was there, gave up, tried again.
+	PutsPending    int     `json:"puts_pending"`
+	PutsOldest     float64 `json:"puts_oldest_seconds"`
+	PutsApplied    uint64  `json:"puts_applied"`
+	PutsSuperseded uint64  `json:"puts_superseded"`
+	PutsDead       uint64  `json:"puts_dead"`
+	PutRetries     uint64  `json:"put_retries"`
 }
 
 // Stats describes the node by now.
@@ -169,9 +178,22 @@ func (n *Node) Stats() Stats {
 	for _, c := range n.cacheStats() {
 		stats := c.json()
 		stats.Generation = n.Generation(c.name.namespace).String()
+		if p := n.puts.Load().follower(c.name.namespace); p != nil && p.cache() == c.name {
+			describePuts(&stats, p)
+		}
 		s.Namespaces = append(s.Namespaces, stats)
 	}
 	return s
+}
+
+// describePuts adds what is known of a cache's later puts.
+func describePuts(v *NamespaceStats, p follower) {
+	var since time.Time
+	if v.PutsPending, since = p.oldest(); !since.IsZero() {
+		v.PutsOldest = max(time.Since(since).Seconds(), 0)
+	}
+	c := p.count()
+	v.PutsApplied, v.PutsSuperseded, v.PutsDead, v.PutRetries = c.applied.Load(), c.superseded.Load(), c.dead.Load(), c.retries.Load()
 }
 
 // namedStats are a cache's counts with its name.

@@ -501,6 +501,9 @@ func (c *Cache[V]) Entry(ctx context.Context, id string, want Want) (b []byte, e
 	return e.bytes, err
 }
 
+// Check refuses an id that no entry can have, with [ErrBadID].
+func (c *Cache[V]) Check(id string) error { return c.checkID(id) }
+
 // checkID refuses ids that cannot stand in Postgres' text, and those that have no key.
 func (c *Cache[V]) checkID(id string) error {
 	if !utf8.ValidString(id) || strings.ContainsRune(id, 0) {
