@@ -11,6 +11,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/lib/pq"
@@ -24,7 +25,13 @@ type flusher struct {
 	cache    follower
 	consumer jetstream.Consumer
 	life     context.Context //nolint:containedctx // the queue's: bounds the transactions, which outlive the session
+
+	places chan struct{}  // bounds the puts that are tried again by themselves: one token each
+	work   sync.WaitGroup // they
 }
+
+// maxRefused bounds the puts of one flusher that are tried again by themselves. One more holds up the batches.
+const maxRefused = 16
 
 // idleWait bounds one wait for a put; then NATS is asked again.
 const idleWait = 5 * time.Second
@@ -38,7 +45,8 @@ func (q *queue) flush(ctx, life context.Context, s *session, c follower) error {
 	if err != nil {
 		return fmt.Errorf("make the consumer of %s: %w", c.cache().namespace, err)
 	}
-	f := &flusher{queue: q, session: s, cache: c, consumer: consumer, life: life}
+	f := &flusher{queue: q, session: s, cache: c, consumer: consumer, life: life, places: make(chan struct{}, maxRefused)}
+	defer f.work.Wait()
 	for ctx.Err() == nil {
 		messages, err := f.fetch(ctx)
 		f.flush(ctx, messages)
@@ -122,30 +130,31 @@ func (f *flusher) flush(ctx context.Context, messages []jetstream.Msg) {
 		batch = append(batch, delivered{p, m})
 	}
 	slices.SortFunc(batch, func(a, b delivered) int { return int(int64(a.seq - b.seq)) })
-	ended := make(chan struct{})
-	kept := make(chan struct{})
-	go func() {
-		defer close(kept)
-		f.hold(messages, ended)
-	}()
+	defer f.hold(messages)()
 	f.try(ctx, batch)
-	close(ended)
-	<-kept
 }
 
-// hold keeps the messages from being given to another while they are in hand.
-func (f *flusher) hold(messages []jetstream.Msg, ended <-chan struct{}) {
-	ticker := time.NewTicker(f.queue.config.ackWait() / 3)
-	defer ticker.Stop()
-	for {
-		select {
-		case <-ended:
-			return
-		case <-ticker.C:
+// hold keeps the messages from being given to another until the function is called that it returns.
+func (f *flusher) hold(messages []jetstream.Msg) (release func()) {
+	end, ended := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(ended)
+		ticker := time.NewTicker(f.queue.config.ackWait() / 3)
+		defer ticker.Stop()
+		for {
+			select {
+			case <-end:
+				return
+			case <-ticker.C:
+			}
+			for _, m := range messages {
+				_ = m.InProgress() // fails for those that are done, and without a connection
+			}
 		}
-		for _, m := range messages {
-			_ = m.InProgress() // fails for those that are done, and without a connection
-		}
+	}()
+	return func() {
+		close(end)
+		<-ended
 	}
 }
 
@@ -306,19 +315,49 @@ func (f *flusher) done(ctx context.Context, batch []delivered) {
 // doneWait bounds the wait for NATS after a batch.
 const doneWait = time.Second
 
-// refuse has a put tried again later, or makes it a dead letter.
+// refuse has a put tried again by itself, while other batches go on.
 func (f *flusher) refuse(ctx context.Context, d delivered, why error) {
-	q := f.queue
-	if d.number < uint64(q.config.maxAttempts()) {
-		f.cache.count().retries.Add(1)
-		_ = d.message.NakWithDelay(q.config.pause(d.number)) // or it comes again after AckWait
-		return
+	select {
+	case f.places <- struct{}{}:
+		f.work.Go(func() {
+			defer func() { <-f.places }()
+			f.insist(ctx, d, why)
+		})
+	default:
+		f.insist(ctx, d, why)
 	}
-	err := f.persist(ctx, func(tx *Tx) error { return q.bury(f.life, tx, f.cache, d.put, why) })
-	if err != nil {
-		_ = d.message.NakWithDelay(q.config.maxRetry())
+}
+
+// insist tries a put until it is written, or has been tried often enough: then it becomes a dead letter. NATS
+// could give it back after a delay, but may take as long as AckWait then.
+func (f *flusher) insist(ctx context.Context, d delivered, why error) {
+	q := f.queue
+	defer f.hold([]jetstream.Msg{d.message})()
+	for ; d.number < uint64(q.config.maxAttempts()); d.number++ {
+		f.cache.count().retries.Add(1)
+		pause := time.NewTimer(q.config.pause(d.number))
+		select {
+		case <-pause.C:
+		case <-ctx.Done():
+			pause.Stop()
+			leave([]jetstream.Msg{d.message})
+			return
+		}
+		switch err := f.write(ctx, []delivered{d}); {
+		case err == nil:
+			f.done(ctx, []delivered{d})
+			return
+		case errors.Is(err, errLeft):
+			leave([]jetstream.Msg{d.message})
+			return
+		default:
+			why = err
+		}
+	}
+	if err := f.persist(ctx, func(tx *Tx) error { return q.bury(f.life, tx, f.cache, d.put, why) }); err != nil {
+		leave([]jetstream.Msg{d.message})
 		if !errors.Is(err, errLeft) {
-			q.node.log.Error("node: a put can neither be written nor be buried", "namespace", f.cache.cache().namespace, "error", err)
+			q.node.log.Error("node: a put can neither be written nor be buried", "namespace", f.cache.cache().namespace, "message", d.seq, "error", err)
 		}
 		return
 	}

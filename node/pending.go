@@ -159,29 +159,35 @@ func (p *pending[V]) mark(id string) {
 	}
 }
 
-// settled are the places of what is marked.
-func (p *pending[V]) settled() []uint64 {
+// place is a put in the stream.
+type place struct {
+	id  string
+	seq uint64
+}
+
+// settled is what is marked.
+func (p *pending[V]) settled() []place {
 	p.mu.RLock()
 	defer p.mu.RUnlock()
 	if p.marked == 0 {
 		return nil
 	}
-	places := make([]uint64, 0, p.marked)
-	for _, w := range p.byID {
+	places := make([]place, 0, p.marked)
+	for id, w := range p.byID {
 		if w.settled {
-			places = append(places, w.seq)
+			places = append(places, place{id, w.seq})
 		}
 	}
 	return places
 }
 
-// drop takes out the puts at the places, unless later ones of their ids have come.
-func (p *pending[V]) drop(places []uint64) {
+// drop takes out the puts, unless later ones of their ids have come.
+func (p *pending[V]) drop(places []place) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for _, seq := range places {
-		if id, ok := p.ids[seq]; ok {
-			p.forget(id, p.byID[id])
+	for _, at := range places {
+		if w, ok := p.byID[at.id]; ok && w.seq == at.seq {
+			p.forget(at.id, w)
 		}
 	}
 }

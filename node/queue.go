@@ -18,6 +18,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/freshet-cache/freshet/cluster"
+	"github.com/freshet-cache/freshet/coherence"
 )
 
 // WriteBehind is how puts that are written later travel: through one stream of JetStream per application, to
@@ -110,8 +111,8 @@ type follower interface {
 	addFirst(m put, followed func() bool)
 	settle(places []uint64)
 	settleIf(is func(seq uint64) bool)
-	settled() []uint64
-	drop(places []uint64)
+	settled() []place
+	drop(places []place)
 	clear()
 	write(ctx context.Context, tx *Tx, puts []put) error
 }
@@ -323,12 +324,7 @@ func (q *queue) open(ctx context.Context) (*session, error) {
 	defer cancel()
 	s := &session{reconnects: q.nats.Stats().Reconnects}
 	var err error
-	s.stream, err = q.js.CreateOrUpdateStream(ctx, jetstream.StreamConfig{
-		Name: q.name(), Subjects: []string{q.prefix() + "*"}, Description: "puts of " + q.node.config.App + " that are not in Postgres yet",
-		Storage: jetstream.FileStorage, Retention: jetstream.LimitsPolicy, Discard: jetstream.DiscardNew, Replicas: q.config.replicas(),
-		MaxMsgs: int64(q.config.maxPending()), MaxBytes: q.config.maxBytes(), AllowDirect: true,
-	})
-	if err != nil {
+	if s.stream, err = q.makeStream(ctx); err != nil {
 		return nil, fmt.Errorf("make the stream %s: %w", q.name(), err)
 	}
 	made := s.stream.CachedInfo().Created
@@ -377,6 +373,28 @@ select greatest((select max(seq) from freshet.applied where app = $1 and epoch =
 		s.epochs = append(s.epochs, e)
 	}
 	return s, tx.Commit()
+}
+
+// makeStream finds the stream, makes it, or brings it to the configured bounds.
+func (q *queue) makeStream(ctx context.Context) (jetstream.Stream, error) {
+	want := jetstream.StreamConfig{
+		Name: q.name(), Subjects: []string{q.prefix() + "*"}, Description: "puts of " + q.node.config.App + " that are not in Postgres yet",
+		Storage: jetstream.FileStorage, Retention: jetstream.LimitsPolicy, Discard: jetstream.DiscardNew, Replicas: q.config.replicas(),
+		MaxMsgs: int64(q.config.maxPending()), MaxBytes: q.config.maxBytes(), AllowDirect: true,
+	}
+	stream, err := q.js.Stream(ctx, q.name())
+	if errors.Is(err, jetstream.ErrStreamNotFound) {
+		return q.js.CreateOrUpdateStream(ctx, want) // another replica may be first
+	}
+	if err != nil {
+		return nil, err
+	}
+	is := stream.CachedInfo().Config
+	if is.MaxMsgs == want.MaxMsgs && is.MaxBytes == want.MaxBytes && is.Replicas == want.Replicas && slices.Equal(is.Subjects, want.Subjects) &&
+		is.Discard == want.Discard && is.Retention == want.Retention {
+		return stream, nil
+	}
+	return q.js.UpdateStream(ctx, want)
 }
 
 // begin makes the session the one under way.
@@ -535,30 +553,10 @@ func (q *queue) settle(ctx context.Context) {
 			return
 		case <-q.wake:
 		case <-floors.C:
-			q.askFloors(ctx)
+			q.askFloors(ctx, floorPause)
 		}
-		caches, seen := q.followers(), q.seen.Load()
-		places := make([][]uint64, len(caches))
-		var some bool
-		for i, c := range caches {
-			places[i] = c.settled()
-			some = some || len(places[i]) > 0
-		}
-		if !some && q.proven.Load() >= seen {
-			continue
-		}
-		if _, err := q.node.tracker.Barrier(ctx); err != nil {
-			if ctx.Err() != nil {
-				return
-			}
-			q.look()
-		} else {
-			for i, c := range caches {
-				c.drop(places[i])
-			}
-			if q.proven.Load() < seen {
-				q.proven.Store(min(seen, q.seen.Load()))
-			}
+		if err := q.settleOnce(ctx); err != nil {
+			q.look() // again, after the pause
 		}
 		pause.Reset(settlePause)
 		select {
@@ -569,23 +567,68 @@ func (q *queue) settle(ctx context.Context) {
 	}
 }
 
-// askFloors settles what NATS says is acknowledged, and frees its room in the stream.
-func (q *queue) askFloors(ctx context.Context) {
+func (q *queue) settleOnce(ctx context.Context) error {
+	seen := q.seen.Load()
+	gone := q.proven.Load() < seen // messages that were not followed: what was pending before them is settled, too
+	if gone {
+		if err := q.askFloors(ctx, 0); err != nil {
+			return err
+		}
+	}
+	caches := q.followers()
+	places := make([][]place, len(caches))
+	var some bool
+	for i, c := range caches {
+		places[i] = c.settled()
+		some = some || len(places[i]) > 0
+	}
+	if !some && !gone {
+		return nil
+	}
+	if _, err := q.node.tracker.Barrier(ctx); err != nil {
+		return err
+	}
+	for i, c := range caches {
+		// A STALE answer must not lack what was shown here either.
+		scopes := make([]coherence.ScopeHash, len(places[i]))
+		for n, at := range places[i] {
+			scopes[n] = coherence.Entity(c.cache().namespace, at.id).Hash()
+		}
+		q.node.own.Wrote(q.node.tracker.Now(), scopes, false)
+		c.drop(places[i])
+	}
+	if gone {
+		q.proven.Store(min(seen, q.seen.Load()))
+	}
+	return nil
+}
+
+// askFloors settles what NATS says is acknowledged, of the caches that have a put pending for so long, and frees its
+// room in the stream.
+func (q *queue) askFloors(ctx context.Context, old time.Duration) error {
 	s := q.opened.Load()
 	if !q.valid(s) {
-		return
+		return errNotOpen
 	}
 	ctx, cancel := context.WithTimeout(ctx, floorPause)
 	defer cancel()
 	for _, c := range q.followers() {
-		if _, since := c.oldest(); since.IsZero() || time.Since(since) < floorPause {
+		if _, since := c.oldest(); since.IsZero() || time.Since(since) < old {
 			continue
 		}
-		if floor, err := q.floor(ctx, s, c); err == nil && floor > 0 {
+		floor, err := q.floor(ctx, s, c)
+		if errors.Is(err, jetstream.ErrConsumerNotFound) {
+			continue // nobody has flushed yet
+		}
+		if err != nil {
+			return err
+		}
+		if floor > 0 {
 			c.settleIf(func(seq uint64) bool { return seq <= floor })
 			_ = s.stream.Purge(ctx, jetstream.WithPurgeSubject(q.subject(c.cache().namespace)), jetstream.WithPurgeSequence(floor+1)) // or next time
 		}
 	}
+	return nil
 }
 
 // A notice says which messages are settled: the stream's id, then their places, ascending, each as what it is

@@ -26,6 +26,9 @@ const childMode = "FRESHET_NODE_TEST_CHILD"
 // child is a replica that dies in the middle of a write, or of a refresh, by SIGKILL.
 func child(mode string) error {
 	ctx := context.Background()
+	if mode == flushing {
+		return flushingChild(ctx)
+	}
 	n, err := node.Open(ctx, node.Config{
 		App: os.Getenv("APP"), Postgres: node.PostgresConfig{DSN: os.Getenv("DSN")},
 		Redis: node.RedisConfig{Addrs: strings.Split(os.Getenv("REDIS"), ","), Timeout: patient},
