@@ -6,6 +6,7 @@ FUZZTIME ?= 10s
 COUNT   ?= 6
 SEED    ?= 1
 RUNS    ?=
+KILLS   ?= 1000
 DURATION ?= 5m
 REPLICAS ?= 10,32,100,300,1000
 
@@ -22,7 +23,7 @@ BUILDVCS := $(shell git rev-parse --verify HEAD >/dev/null 2>&1 && echo auto || 
 RACE = $(shell test "$$($(GO) env CGO_ENABLED)" = 1 && echo -race)
 
 .DEFAULT_GOAL := help
-.PHONY: help up test check race lint fmt bench benchstat fuzz mutants sim scale faults rivals cover build servers clean
+.PHONY: help up test check race lint fmt bench benchstat fuzz mutants sim scale faults kills rivals cover build servers clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -74,6 +75,9 @@ mutants: servers ## take away each guard of the guarantee and show that a test f
 
 faults: build servers ## break servers, networks and replicas under load, one after the other, and judge every answer; all flags by ARGS=--help
 	@exec ./bin/freshet verify --stack --duration $(DURATION) $(ARGS)
+
+kills: servers ## kill KILLS replicas at every point of their flushes of later puts: nothing is lost, doubled or out of order
+	@$(GO) test ./node -run 'TestRow19Kills$$' -v -timeout 0 -kills $(KILLS) $(ARGS)
 
 sim: ## run RUNS histories of a simulated cluster, or DURATION of them, each decided by its seed, from SEED on
 	@$(GO) test ./internal/sim -run 'TestSim$$' -v -timeout 0 -seed $(SEED) $(if $(RUNS),-runs $(RUNS),-for $(DURATION))

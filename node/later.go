@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -69,17 +70,12 @@ func (c *Cache[V]) later(ctx context.Context, op, id string, value []byte, err e
 }
 
 // Committed lets this read pass over pending puts: it answers what Postgres has, with the labels of any read. A
-// token's place in the queue of puts does not count.
+// token's place in the queue of puts does not count. A [Consistent] read, and a [Node.Snapshot], do so by themselves.
 func Committed() ReadOption { return ReadOption{kind: optionCommitted} }
 
-// isCommitted reports whether the options have [Committed].
+// isCommitted reports whether the options have [Committed], or [Consistent], which is about states of Postgres.
 func isCommitted(options []ReadOption) bool {
-	for i := range options {
-		if options[i].kind == optionCommitted {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(options, func(o ReadOption) bool { return o.kind == optionCommitted || o.kind == optionConsistent })
 }
 
 // show answers the id with its pending put, when there is one, as an Entry or [ErrNotFound].

@@ -614,4 +614,18 @@ var mutants = []mutant{
 		old:  "generation: t.generations.Of(c.config.Namespace)}", with: "generation: c.generation()}",
 		folder: "tiers", killer: "TestI1TransactionAcrossGenerations",
 	},
+
+	// Later puts.
+	{
+		name: "put-order-ignored", guard: "a later put is not overwritten by an earlier one that comes after it",
+		file: "node/flush.go",
+		old:  "\n where (a.epoch, a.seq) < (excluded.epoch, excluded.seq)\n", with: "\n",
+		folder: "node", killer: "TestRow19DeadLetters",
+	},
+	{
+		name: "lost-end-unnoticed", guard: "a stream that gives out numbers again begins a later epoch",
+		file: "node/queue.go",
+		old:  "if len(s.epochs) == 0 || highest > s.last {", with: "if len(s.epochs) == 0 {",
+		folder: "node", killer: "TestRow19StreamMadeAnew",
+	},
 }

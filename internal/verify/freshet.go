@@ -64,9 +64,34 @@ type freshet struct {
 	packed *node.Cache[packedRow]
 	raw    *node.Cache[string] // the op as text
 	lists  *node.QueryCache[[]freshetRow]
+	puts   *node.Cache[freshetPut]
 	joint  joint
 
 	groups uint64
+}
+
+// freshetPut is a row as it is written through.
+type freshetPut struct {
+	ID       uint64 `json:"id" db:"id"`
+	Op       uint64 `json:"op" db:"op"`
+	Category uint64 `json:"category" db:"category"`
+	Sent     int64  `json:"sent" db:"sent"`
+}
+
+// freshetStore writes rows as every change does.
+type freshetStore struct{}
+
+func (freshetStore) Put(ctx context.Context, tx *node.Tx, values map[string]freshetPut) error {
+	for _, v := range values {
+		if _, err := (Change{Kind: Set, Key: v.ID, Group: v.Category, Op: v.Op, Sent: time.Duration(v.Sent)}).Apply(ctx, tx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (freshetStore) Delete(context.Context, *node.Tx, []string) error {
+	return errors.New("rows are removed by other changes")
 }
 
 type freshetRow struct {
@@ -115,7 +140,12 @@ func (f *freshet) openCaches() error {
 		},
 		Tags: func(p cluster.Params, _ []freshetRow) []string { return []string{"category:" + p["category"]} },
 	})
-	return errors.Join(rows, funcs, ahead, packed, raw, lists, f.openJoint())
+	var puts error
+	f.puts, puts = node.NewCache(f.node, node.CacheConfig[freshetPut]{
+		Namespace: "row", View: "put", MaxEntries: freshetL1, Store: freshetStore{},
+		Source: node.SQL[freshetPut](`select id, op, category, sent from verify_row where id = any($1)`),
+	})
+	return errors.Join(rows, funcs, ahead, packed, raw, lists, puts, f.openJoint())
 }
 
 // load is a source in Go.
@@ -180,6 +210,9 @@ func (f *freshet) Get(ctx context.Context, key uint64, want Want) (Answer, error
 			return a, nil
 		}
 		// A STALE answer may be there.
+	case 11:
+		e, err := f.puts.Lookup(ctx, id, options...)
+		return answerOf(e.Value.Op, e, err)
 	}
 	e, err := cache.Lookup(ctx, id, options...)
 	return answerOf(e.Value.Op, e, err)
@@ -211,6 +244,11 @@ func (f *freshet) List(ctx context.Context, group uint64, want Want) (ListAnswer
 }
 
 func (f *freshet) Write(ctx context.Context, change Change) (string, error) {
+	if change.Op%16 == 11 && change.Kind == Set {
+		e, err := f.puts.Put(ctx, strconv.FormatUint(change.Key, 10),
+			freshetPut{ID: change.Key, Op: change.Op, Category: change.Group, Sent: int64(change.Sent)})
+		return e.Token.String(), err
+	}
 	token, err := f.node.Write(ctx, func(tx *node.Tx) error {
 		if change.Op%16 == 3 {
 			if err := tx.Grace(freshetGrace); err != nil {
