@@ -97,3 +97,42 @@ func FuzzParseToken(f *testing.F) {
 		}
 	})
 }
+
+// A place in a queue of puts travels with a token and asks nothing of a snapshot; tokens without one look as ever.
+func TestTokenOfPut(t *testing.T) {
+	state := coherence.TokenOfWrite(1, 7)
+	put := coherence.TokenOfPut(5, 30)
+	if merged := put.Merge(state); merged.SeenBy(coherence.Snapshot{Timeline: 1, Xmin: 1, Xmax: 1}) {
+		t.Error("a merged token forgets the write")
+	}
+	if put.IsZero() || !put.SeenBy(coherence.Snapshot{}) {
+		t.Error("a put's token asks for nothing, or for a state")
+	}
+	for _, c := range []struct {
+		token        coherence.Token
+		queue, place uint64
+	}{
+		{put, 5, 30},
+		{put.Merge(state), 5, 30},
+		{state.Merge(put), 5, 30},
+		{put.Merge(coherence.TokenOfPut(5, 29)), 5, 30},
+		{put.Merge(coherence.TokenOfPut(5, 31)), 5, 31},
+		{put.Merge(coherence.TokenOfPut(6, 1)), 6, 1},
+		{state, 0, 0},
+	} {
+		again, err := coherence.ParseToken(c.token.String())
+		if queue, place := again.Queue(); err != nil || queue != c.queue || place != c.place {
+			t.Errorf("place %d of queue %d, %v; want %d of %d", place, queue, err, c.place, c.queue)
+		}
+		before := coherence.Snapshot{Timeline: 1, Xmin: 1, Xmax: 1}
+		if again.SeenBy(before) != c.token.SeenBy(before) {
+			t.Errorf("what the token says of the state changes on the way: seen %v", again.SeenBy(before))
+		}
+	}
+	for _, cut := range []int{1, 8, 20} {
+		text := put.String()
+		if token, err := coherence.ParseToken(text[:len(text)-cut]); err == nil {
+			t.Errorf("%d characters less parse as %v", cut, token)
+		}
+	}
+}

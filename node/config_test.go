@@ -20,6 +20,10 @@ func TestConfigNamesAllProblems(t *testing.T) {
 		},
 		Redis:    node.RedisConfig{Addrs: []string{"nowhere"}, Timeout: time.Nanosecond, MaxValue: -1, Username: "u"},
 		Registry: prometheus.NewRegistry(),
+		WriteBehind: node.WriteBehind{
+			MaxPending: -1, MaxBytes: 1 << 40, Replicas: 6, Timeout: -1, Batch: 1 << 20, FlushEvery: time.Hour, Flushers: 17,
+			AckWait: time.Millisecond, MaxAttempts: -1, MinRetry: time.Minute, MaxRetry: time.Second,
+		},
 	})
 	if err == nil {
 		t.Fatal("opened")
@@ -28,6 +32,8 @@ func TestConfigNamesAllProblems(t *testing.T) {
 		"Config.App", "Config.ID", "Config.Budget", "Config.MaxStale", "Config.Postgres.DSN", "Config.Postgres.PollInterval",
 		"Config.Postgres.PollTimeout", "Config.Postgres.LoadTimeout", "Config.Postgres.MaxConns", "Config.Postgres.Queue",
 		"Config.Postgres.Retention", "Config.Redis", "Addrs", "Timeout", "MaxValue", "Username",
+		"WriteBehind.MaxPending", "WriteBehind.MaxBytes", "WriteBehind.Replicas", "WriteBehind.Timeout", "WriteBehind.Batch", "WriteBehind.FlushEvery",
+		"WriteBehind.Flushers", "WriteBehind.AckWait", "WriteBehind.MaxAttempts", "WriteBehind.MinRetry",
 	} {
 		if !strings.Contains(err.Error(), field) {
 			t.Errorf("the error does not name %s:\n%v", field, err)
