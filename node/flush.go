@@ -39,7 +39,7 @@ const idleWait = 5 * time.Second
 // flush is the goroutine of one flusher. It ends with its session, or with what stands in the way.
 func (q *queue) flush(ctx, life context.Context, s *session, c follower) error {
 	consumer, err := q.js.CreateOrUpdateConsumer(ctx, q.name(), jetstream.ConsumerConfig{
-		Durable: token(c.cache().namespace), FilterSubject: q.subject(c.cache().namespace),
+		Durable: s.consumer(c.cache().namespace), FilterSubject: q.subject(c.cache().namespace),
 		AckPolicy: jetstream.AckExplicitPolicy, AckWait: q.config.ackWait(), MaxDeliver: -1, MaxAckPending: max(1000, 20*q.config.batch()),
 	})
 	if err != nil {

@@ -171,8 +171,15 @@ func (q *queue) name() string    { return "freshet-" + q.node.config.App + "-put
 func (q *queue) prefix() string  { return "freshet." + q.node.config.App + ".put." }
 func (q *queue) notices() string { return "freshet." + q.node.config.App + ".applied" }
 
-func token(namespace string) string              { return strings.ReplaceAll(namespace, ".", "=") }
-func (q *queue) subject(namespace string) string { return q.prefix() + token(namespace) }
+func (q *queue) subject(namespace string) string {
+	return q.prefix() + strings.ReplaceAll(namespace, ".", "=")
+}
+
+// consumer names what the namespace's flushers pull from. It is the stream's alone: a flusher that has not noticed
+// that the stream was made anew gets nothing of the new one, whose order it does not know.
+func (s *session) consumer(namespace string) string {
+	return strings.ReplaceAll(namespace, ".", "=") + "=" + strconv.FormatUint(s.id, 36)
+}
 
 // add enters a cache, whose namespace must not have another.
 func (q *queue) add(c follower) error {
@@ -517,7 +524,7 @@ const followWait = 2 * time.Second
 
 // floor is up to where all messages of the cache's namespace are settled.
 func (q *queue) floor(ctx context.Context, s *session, c follower) (uint64, error) {
-	consumer, err := s.stream.Consumer(ctx, token(c.cache().namespace))
+	consumer, err := s.stream.Consumer(ctx, s.consumer(c.cache().namespace))
 	if err != nil {
 		return 0, err
 	}
