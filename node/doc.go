@@ -24,6 +24,13 @@
 // [Consistent] and [Node.Snapshot] make several values FRESH as of one snapshot of Postgres; otherwise each is
 // for itself.
 //
+// # Writing
+//
+// [Node.Write] runs a transaction that says what it changes. [Cache.Put], of a cache with a [Store], is such a
+// write of a value, which then fills the cache as Postgres has it. [Cache.PutLater] returns when NATS JetStream
+// has the value, and Postgres gets it later; answers show it at once, labelled [Entry.Pending]. That is a
+// weaker promise: see there.
+//
 // # What it needs
 //
 // Postgres is the authority. A change counts when the writer's transaction logs it: through

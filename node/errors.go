@@ -35,9 +35,9 @@ func wrap(name cacheName, err error) error {
 // Error says what failed. Its text holds the beginning of the id that was read: log it with care where
 // ids are personal data.
 type Error struct {
-	Op        string // "read", "write" or "snapshot"
-	Namespace string // empty but for a read
-	View      string // empty but for a read
+	Op        string // "read", "write", "snapshot", "put", "delete", "put later", or what else was asked for
+	Namespace string // empty for what is not about one cache
+	View      string // likewise
 	Err       error  // the cause; errors.Is finds the sentinels in it
 }
 
