@@ -1,11 +1,23 @@
 package coherence
 
 import (
+	"context"
+	"database/sql"
 	"errors"
 	"fmt"
 	"reflect"
 	"time"
+
+	"github.com/pressly/goose/v3"
 )
+
+// MigrateTo is [Migrate] up to a version, the number in the name of a migration's file.
+func MigrateTo(ctx context.Context, db *sql.DB, version int64) error {
+	return migrate(ctx, db, func(p *goose.Provider) error {
+		_, err := p.UpTo(ctx, version)
+		return err
+	})
+}
 
 // PollQuery is the text that [PostgresLog.Poll] prepares.
 const PollQuery = pollQuery

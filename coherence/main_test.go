@@ -18,6 +18,16 @@ func TestMain(m *testing.M) { stacktest.Main(m, devstack.Options{Postgres: true,
 // database makes a database of the test's own with Freshet's schema, and a pool of connections to it.
 func database(t testing.TB) (*sqlx.DB, string) {
 	t.Helper()
+	db, dsn := emptyDatabase(t)
+	if err := coherence.Migrate(t.Context(), db.DB); err != nil {
+		t.Fatal(err)
+	}
+	return db, dsn
+}
+
+// emptyDatabase is database without the schema.
+func emptyDatabase(t testing.TB) (*sqlx.DB, string) {
+	t.Helper()
 	name := strings.Map(func(r rune) rune {
 		if r >= 'a' && r <= 'z' || r >= '0' && r <= '9' {
 			return r
@@ -30,11 +40,7 @@ func database(t testing.TB) (*sqlx.DB, string) {
 	}
 	// The role is called like the schema, which would come first in its search path.
 	dsn += "&search_path=public"
-	db := pool(t, dsn)
-	if err := coherence.Migrate(t.Context(), db.DB); err != nil {
-		t.Fatal(err)
-	}
-	return db, dsn
+	return pool(t, dsn), dsn
 }
 
 func pool(t testing.TB, dsn string) *sqlx.DB {

@@ -25,6 +25,14 @@ var migrations embed.FS
 // run from several processes at once, and does nothing when there is nothing to do. The role needs
 // the right to create a schema.
 func Migrate(ctx context.Context, db *sql.DB) error {
+	return migrate(ctx, db, func(p *goose.Provider) error {
+		_, err := p.Up(ctx)
+		return err
+	})
+}
+
+// migrate is Migrate with what the provider of the migrations is to do.
+func migrate(ctx context.Context, db *sql.DB, do func(*goose.Provider) error) error {
 	if _, err := db.ExecContext(ctx, `create schema if not exists freshet`); err != nil && !exists(ctx, db) {
 		return fmt.Errorf("coherence: create schema freshet: %w", err)
 	}
@@ -41,7 +49,7 @@ func Migrate(ctx context.Context, db *sql.DB) error {
 	if err != nil {
 		return fmt.Errorf("coherence: migrations: %w", err)
 	}
-	if _, err := provider.Up(ctx); err != nil {
+	if err := do(provider); err != nil {
 		return fmt.Errorf("coherence: migrate: %w", err)
 	}
 	return nil

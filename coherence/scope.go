@@ -40,6 +40,9 @@ func View(namespace, id, view string) Scope {
 // Tag is the scope of all entries with the tag.
 func Tag(tag string) Scope { return Scope{Kind: KindTag, ID: tag} }
 
+// AnyTag is the scope of all entries with a tag, whichever it is.
+func AnyTag() Scope { return Scope{Kind: KindTag} }
+
 // Namespace is the scope of all entries of a namespace.
 func Namespace(namespace string) Scope { return Scope{Kind: KindNamespace, Namespace: namespace} }
 
@@ -59,6 +62,9 @@ func (s Scope) String() string {
 	case KindNamespace:
 		return "namespace " + s.Namespace
 	case KindTag:
+		if s.ID == "" {
+			return "any tag"
+		}
 		return "tag " + s.ID
 	case KindEntity:
 		return s.Namespace + ":" + s.ID
@@ -73,8 +79,8 @@ func (s Scope) String() string {
 type ScopeHash uint64
 
 // Hash is the xxHash64 of the kind and the fields, with a zero byte between them; its upper bits say
-// where the scope's stamp is (see [Stamps]): a view has its entity's, namespaces and everything have
-// none. It is the same on every replica of every build: hints and entries in L2 carry it.
+// where the scope's stamp is (see [Stamps]): a view has its entity's; namespaces, any tag and everything
+// have none. It is the same on every replica of every build: hints and entries in L2 carry it.
 func (s Scope) Hash() ScopeHash {
 	return scopeHash([]byte{byte(s.Kind)}, s.Namespace, s.ID, s.View)
 }
@@ -89,7 +95,7 @@ func scopeHash[T ~string | ~[]byte](kind []byte, namespace, id, view T) ScopeHas
 	case Kind(kind[0]) == KindView:
 		var none T
 		return scopeSum([]byte{byte(KindEntity)}, namespace, id, none)&^lower | sum&lower
-	case Kind(kind[0]) == KindNamespace, Kind(kind[0]) == KindEverything:
+	case Kind(kind[0]) == KindNamespace, Kind(kind[0]) == KindEverything, Kind(kind[0]) == KindTag && len(id) == 0:
 		return sum & lower
 	}
 	return sum

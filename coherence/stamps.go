@@ -12,13 +12,13 @@ const stampBits = 16
 // scope's stamp grows whenever the scope changes. Scopes share stamps, so a stamp that grew means
 // "look again", never "changed"; one that did not grow means "nothing changed".
 type Stamps struct {
-	// cells: the first is that of all namespaces, of everything and of flushes; a hash names the
-	// others.
+	// cells: the first is that of all namespaces, of any tag, of everything, of flushes and of doubts; a
+	// hash names the others.
 	cells [1 << stampBits]atomic.Uint64
 }
 
 // stampOf is the place of a scope's stamp: its hash's upper bits, which a view has from its entity and
-// which are 0 for a namespace.
+// which are 0 for a namespace, for any tag and for everything.
 func stampOf(scope ScopeHash) uint32 { return uint32(scope >> (64 - stampBits)) }
 
 // StampSet is where the stamps of one value's scopes are.

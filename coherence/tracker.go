@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"runtime"
@@ -50,6 +51,8 @@ type Tracker struct {
 	latest atomic.Pointer[Poll] // nil = nothing is proven
 	// generations are those of the latest poll or of one that comes to be it; nil = none has come back yet.
 	generations atomic.Pointer[Generations]
+	// doubts: scope -> since when changes of it may be missing in the log; never changed. nil = none.
+	doubts atomic.Pointer[map[ScopeHash]Instant]
 
 	wake   chan struct{} // asks for a poll at once; sent by barriers, never closed
 	hurry  chan struct{} // asks for a poll soon; sent for events, never closed
@@ -251,7 +254,31 @@ func (t *Tracker) valid(value ScopeHash, scopes []ScopeHash, snapshot Snapshot) 
 			return false
 		}
 	}
-	return true
+	_, doubted := t.Doubted(scopes...)
+	return !doubted
+}
+
+// Doubt says of which scopes changes may be missing in the log, and since when; they take the place of what
+// was said before. Nothing is valid for such a scope, whatever the directory knows of it. Before the caller
+// takes a scope back, the log has to say that it changed, and a barrier has to have brought that.
+func (t *Tracker) Doubt(since map[ScopeHash]Instant) {
+	doubts := maps.Clone(since)
+	t.doubts.Store(&doubts)
+	t.stamps.flush() // after the doubts: who sums the stamps from now on finds them
+}
+
+// Doubted reports whether changes of one of the scopes may be missing in the log, and since when.
+func (t *Tracker) Doubted(scopes ...ScopeHash) (since Instant, doubted bool) {
+	doubts := t.doubts.Load()
+	if doubts == nil || len(*doubts) == 0 {
+		return 0, false
+	}
+	for _, scope := range scopes {
+		if at, ok := (*doubts)[scope]; ok && (!doubted || at < since) {
+			since, doubted = at, true
+		}
+	}
+	return since, doubted
 }
 
 // Observe takes an event from the bus or from this node's writes.

@@ -80,7 +80,7 @@ func TestInvalidateFunctions(t *testing.T) {
 // Every refusal names the argument and what would be right.
 func TestFunctionErrors(t *testing.T) {
 	db, _ := database(t)
-	do(t, db, `create table products (id int primary key, category_id int)`, `create view seen as select * from products`)
+	do(t, db, `create table products (id int primary key, category_id int)`, `create view seen as select * from products`, `create table keyless (id int)`)
 	for call, want := range map[string]string{
 		`freshet.invalidate('', '1')`:                                "namespace is empty",
 		`freshet.invalidate(null, '1')`:                              "namespace is empty",
@@ -104,6 +104,11 @@ func TestFunctionErrors(t *testing.T) {
 		`freshet.watch('products', 'p', tags => array['c:{}'])`:      `tags: {} in "c:{}"`,
 		`freshet.watch('products', 'p', tags => array['c:{id'])`:     `tags: "c:{id": a brace without its partner`,
 		`freshet.watch('products', 'p', tags => array['c:id}'])`:     `a brace without its partner`,
+		`freshet.watch('products', 'p', id => 'id, ID')`:             `id: table public.products has no column "ID"`,
+		`freshet.watch('products', 'p', id => 'id,')`:                `id: table public.products has no column ""`,
+		`freshet.watch('products', 'p', columns => '{nah}')`:         `columns: table public.products has no column "nah"`,
+		`freshet.watch('products', 'p', columns => '{null}')`:        `columns: table public.products has no column ""`,
+		`freshet.watch('keyless', 'p', columns => '{id}')`:           "columns: table public.keyless has no primary key",
 		`freshet.trim(null)`:                                         "keep is null",
 		`freshet.trim('-1 s')`:                                       "keep is -00:00:01",
 		`freshet.trim('1 s', 0)`:                                     "at_most is 0",
@@ -125,7 +130,7 @@ func TestWatch(t *testing.T) {
 	do(t, db,
 		`create table products (id int primary key, category_id int, name text)`,
 		`select freshet.watch('products', namespace => 'product', id => 'id', tags => array['product', 'category:{category_id}', '{category_id}/{name}'])`)
-	wantChanges(t, db)
+	wantChanges(t, db, "n:product::", "t::product:", "a:::") // nothing is known of the time before
 	for _, step := range []struct {
 		statement string
 		want      []string
@@ -228,13 +233,16 @@ func TestWatchOddNames(t *testing.T) {
 		`alter table "Odd $body$ Schema"."My ""Table"" %s" drop column gone`,
 		`select freshet.watch('"Odd $body$ Schema"."My ""Table"" %s"', 'n''s $body$ %s $create$', 'The Id',
 			array['50%', '%s''{c''at%L}\', 'a{tags}b{id}', '$branch$'])`)
+	changes(t, db)
 	do(t, db, `insert into "Odd $body$ Schema"."My ""Table"" %s" values ('1', 'x%y', 'z', 'w')`)
 	wantChanges(t, db, "e:n's $body$ %s $create$:1:", "t::50%:", `t::%s'x%y\:`, "t::azbw:", "t::$branch$:")
 	do(t, db, `truncate "Odd $body$ Schema"."My ""Table"" %s"`)
 	wantChanges(t, db, "n:n's $body$ %s $create$::", "t::50%:", "t::$branch$:", "a:::")
 
 	// Without tags with columns a TRUNCATE is no more than its namespace.
-	do(t, db, `create table plain (id uuid)`, `select freshet.watch('plain', 'plain', tags => null)`, `truncate plain`)
+	do(t, db, `create table plain (id uuid)`, `select freshet.watch('plain', 'plain', tags => null)`)
+	changes(t, db)
+	do(t, db, `truncate plain`)
 	wantChanges(t, db, "n:plain::")
 	do(t, db, `insert into plain values ('00000000-0000-0000-0000-00000000000A'), (null)`)
 	wantChanges(t, db, "e:plain:00000000-0000-0000-0000-00000000000a:")
@@ -244,6 +252,7 @@ func TestWatchOddNames(t *testing.T) {
 func TestWatchWriterSettings(t *testing.T) {
 	db, _ := database(t)
 	do(t, db, `create table events (id timestamptz, day date)`, `select freshet.watch('events', 'event', tags => array['day:{day}'])`)
+	changes(t, db)
 	tx := begin(t, db)
 	run(t, tx, `set local datestyle = 'German'`)
 	run(t, tx, `set local timezone = 'Asia/Tokyo'`)
@@ -261,8 +270,9 @@ func TestWatchAgain(t *testing.T) {
 	do(t, db,
 		`create table products (id int, sku text)`,
 		`select freshet.watch('products', 'old')`,
-		`select freshet.watch('products', 'product', 'sku', '{x}')`,
-		`insert into products values (1, 's1')`)
+		`select freshet.watch('products', 'product', 'sku', '{x}')`)
+	wantChanges(t, db, "n:old::", "n:old::", "n:product::", "t::x:")
+	do(t, db, `insert into products values (1, 's1')`)
 	wantChanges(t, db, "e:product:s1:", "t::x:")
 	if n := ask[int](t, db, `select count(*) from pg_proc where proname like 'watch\_%'`); n != 1 {
 		t.Errorf("%d trigger functions after watching again, want 1", n)
@@ -272,8 +282,9 @@ func TestWatchAgain(t *testing.T) {
 	do(t, db,
 		`alter table products rename to products_old`,
 		`create table products (id int, code text)`,
-		`select freshet.watch('products', 'product2', 'code')`,
-		`insert into products values (1, 'c1')`, `insert into products_old values (2, 's2')`)
+		`select freshet.watch('products', 'product2', 'code')`)
+	changes(t, db)
+	do(t, db, `insert into products values (1, 'c1')`, `insert into products_old values (2, 's2')`)
 	wantChanges(t, db, "e:product2:c1:", "e:product:s2:", "t::x:")
 
 	// Concurrent watches of one table leave one.
@@ -289,8 +300,13 @@ func TestWatchAgain(t *testing.T) {
 			t.Error(err)
 		}
 	}
+	changes(t, db)
 	do(t, db, `insert into products values (3, 'c3')`)
 	wantChanges(t, db, "e:product3:c3:")
+	if got := ask[string](t, db, `select string_agg(relation || ' ' || name || ' ' || namespace, ', ' order by namespace) from freshet.watches`); got !=
+		"products_old products_old product, products products product3" {
+		t.Errorf("watches: %s", got)
+	}
 }
 
 func TestWatchPartitions(t *testing.T) {
@@ -301,6 +317,7 @@ func TestWatchPartitions(t *testing.T) {
 		`create table orders_eu_low partition of orders_eu for values from (0) to (100)`,
 		`create table orders_us partition of orders for values in ('us')`,
 		`select freshet.watch('orders', 'order', tags => array['region:{region}'])`)
+	changes(t, db)
 	for statement, want := range map[string][]string{
 		`insert into orders values (1, 'eu'), (2, 'us')`:  {"e:order:1:", "e:order:2:", "t::region:eu:", "t::region:us:"},
 		`insert into orders_eu values (3, 'eu')`:          {"e:order:3:", "t::region:eu:"},
@@ -323,8 +340,9 @@ func TestWatchPartitions(t *testing.T) {
 	// Children by inheritance are rows of their parent.
 	do(t, db,
 		`create table animals (id int)`, `create table cats (lives int) inherits (animals)`,
-		`select freshet.watch('animals', 'animal')`,
-		`insert into cats values (1, 9)`, `update animals set id = 2`)
+		`select freshet.watch('animals', 'animal')`)
+	changes(t, db)
+	do(t, db, `insert into cats values (1, 9)`, `update animals set id = 2`)
 	wantChanges(t, db, "e:animal:1:", "e:animal:1:", "e:animal:2:")
 }
 
@@ -351,6 +369,7 @@ func TestOtherRoles(t *testing.T) {
 		`create table products (id int)`,
 		`grant insert, update, delete, truncate, select on products to freshet_writer`,
 		`select freshet.watch('products', 'product', tags => array['p:{id}'])`)
+	changes(t, db)
 	tx := begin(t, db)
 	run(t, tx, `set local role freshet_writer`)
 	run(t, tx, `insert into products values (1)`)
@@ -374,6 +393,7 @@ func TestOtherRoles(t *testing.T) {
 func TestWatchReplicaRole(t *testing.T) {
 	db, _ := database(t)
 	do(t, db, `create table products (id int)`, `select freshet.watch('products', 'product')`)
+	changes(t, db)
 	tx := begin(t, db)
 	run(t, tx, `set local session_replication_role = replica`)
 	run(t, tx, `insert into products values (1)`)

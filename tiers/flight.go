@@ -87,7 +87,7 @@ func (c *Cache[V]) fly(id string, r *reading) *flight[V] {
 // other, whose start, stack and wake-ups would cost more than the trip to Redis. It takes L2's time-out
 // at most, whatever the reader's context says: others may have joined.
 func (c *Cache[V]) nearL2(f *flight[V]) (landed bool) {
-	if c.L2 == nil {
+	if c.L2 == nil || c.passing() {
 		return false
 	}
 	defer func() {
@@ -215,6 +215,10 @@ func (c *Cache[V]) run(ctx context.Context, batch []*flight[V]) {
 	if len(batch) == 0 {
 		return
 	}
+	if c.passing() {
+		c.load(ctx, batch)
+		return
+	}
 	var shared, alone []*flight[V] // with L2 to share what is loaded, and without
 	for _, f := range batch {
 		if c.L2 != nil && c.L2.Available(f.key) {
@@ -234,9 +238,21 @@ func (c *Cache[V]) run(ctx context.Context, batch []*flight[V]) {
 	}
 }
 
+// passing reports whether the cache can keep nothing now, since changes of what it holds may go unlogged: it
+// would be in vain to look elsewhere than in the source, or to wait for what another replica loads.
+func (c *Cache[V]) passing() bool {
+	scopes := [2]coherence.ScopeHash{coherence.Namespace(c.config.Namespace).Hash(), coherence.AnyTag().Hash()}
+	own := scopes[:1]
+	if c.config.Tags != nil {
+		own = scopes[:]
+	}
+	_, doubted := c.Tracker.Doubted(own...)
+	return doubted
+}
+
 // fromL2 lands what L2 has and returns the rest.
 func (c *Cache[V]) fromL2(ctx context.Context, batch []*flight[V]) []*flight[V] {
-	if c.L2 == nil {
+	if c.L2 == nil || c.passing() {
 		return batch
 	}
 	var rest []*flight[V]

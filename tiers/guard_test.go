@@ -340,3 +340,78 @@ func TestLeaseIsOfOneLoad(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// I1: while changes of a namespace may go unlogged, only a load that began after the read is FRESH; nothing is kept, nor
+// taken from L2, and a STALE answer is as old as the last moment without doubt. Whatever was cached before the end
+// is refused after it.
+func TestI1DoubtedNamespace(t *testing.T) {
+	onDesk(t, func(d *desk) {
+		d.read("a", second)
+		d.read("b", second)
+		pass(time.Second)
+		old := d.header("a")
+		since := d.tracker.Now()
+		pass(time.Second)
+		d.read("a", second) // found valid after the last moment without doubt
+		d.values["a"] = 10  // unlogged
+		before := d.loads
+		d.tracker.Doubt(map[coherence.ScopeHash]coherence.Instant{coherence.Namespace("n").Hash(): since})
+		for n := range 3 {
+			if v, ok := d.cache.Hit("a", time.Minute); ok {
+				d.t.Errorf("a hit in L1: %d", v)
+			}
+			if r := d.read("a", Want{Budget: time.Minute}); r.Value != 10 || !r.Fresh || r.Tier != TierSource || d.loads != before+n+1 {
+				d.t.Errorf("while in doubt: %+v after %d loads, want FRESH from a load of its own", r, d.loads-before)
+			}
+		}
+		if d.arrives("a", old) {
+			d.t.Error("an entry is taken from L2")
+		}
+		d.fail = errors.New("the source is away")
+		r := d.read("b", Want{Budget: time.Minute, MaxStale: time.Minute})
+		if r.Fresh || r.Age < d.tracker.Now().Sub(since) {
+			d.t.Errorf("without the source: %+v, want STALE of more than %v", r, d.tracker.Now().Sub(since))
+		}
+		d.fail = nil
+
+		d.commit("b", 20, coherence.Namespace("n"))
+		if _, err := d.tracker.Barrier(d.t.Context()); err != nil {
+			d.t.Fatal(err)
+		}
+		d.tracker.Doubt(nil)
+		for id, want := range map[string]int{"a": 10, "b": 20} {
+			if r := d.read(id, Want{Budget: time.Minute}); r.Value != want || !r.Fresh {
+				d.t.Errorf("afterwards %s: %+v, want %d", id, r, want)
+			}
+			if v, ok := d.cache.Hit(id, time.Minute); !ok || v != want {
+				d.t.Errorf("afterwards %s is no hit: %d, %v", id, v, ok)
+			}
+		}
+	})
+}
+
+// I1: doubts about tags are about every entry with one, and about no other.
+func TestI1DoubtedTags(t *testing.T) {
+	onDesk(t, func(d *desk) {
+		tagged := d.newCache(d.t, func(_ *Shared, c *Config[int]) {
+			c.Namespace, c.Tags = "tagged", func(string, int) []string { return []string{"t"} }
+		})
+		defer tagged.Close()
+		for _, doubt := range []coherence.Scope{coherence.Tag("t"), coherence.AnyTag()} {
+			d.tracker.Doubt(nil)
+			for range 2 {
+				if _, err := tagged.Lookup(d.t.Context(), "a", second); err != nil {
+					d.t.Fatal(err)
+				}
+				d.read("a", second)
+			}
+			d.tracker.Doubt(map[coherence.ScopeHash]coherence.Instant{doubt.Hash(): 0})
+			if r, err := tagged.Lookup(d.t.Context(), "a", second); err != nil || r.Tier != TierSource {
+				d.t.Errorf("%v: %+v, %v; want a load", doubt, r, err)
+			}
+			if r := d.read("a", second); r.Tier != TierL1 {
+				d.t.Errorf("%v: an entry without a tag: %+v, want it from L1", doubt, r)
+			}
+		}
+	})
+}

@@ -78,7 +78,7 @@ func (c *Cache[V]) label(it *item[V], tier Tier, r *reading) (Result[V], bool) {
 	now := c.Tracker.Now()
 	if it.order > r.order && it.ofHistory(poll) {
 		if !c.revalidate(it) {
-			// It has changed since, which the reader need not mind. But nothing older may be served after it,
+			// It has changed since, or its changes may go unlogged, which the reader need not mind. But nothing older may be served after it,
 			// whatever the directory says of the change later.
 			c.Tracker.Admit(it.scopes[viewScope], nil, it.snapshot)
 		}
@@ -167,7 +167,11 @@ func (c *Cache[V]) reflects(it *item[V], poll *coherence.Poll, r *reading) (cohe
 	if it == nil || it.generation != c.generation() {
 		return noInstant, false
 	}
-	as := max(it.loaded, coherence.Instant(it.checked.Load()))
+	checked := coherence.Instant(it.checked.Load())
+	if since, doubted := c.Tracker.Doubted(it.scopes...); doubted {
+		checked = min(checked, since)
+	}
+	as := max(it.loaded, checked)
 	seen := r.Token.SeenBy(it.snapshot)
 	if poll != nil && c.Tracker.Valid(it.scopes[viewScope], it.scopes, it.snapshot) {
 		as = max(as, poll.Sent)

@@ -539,11 +539,14 @@ const (
 
 // scopesOf lists the scopes of a value.
 func (c *Cache[V]) scopesOf(id string, tags []coherence.ScopeHash) []coherence.ScopeHash {
-	scopes := make([]coherence.ScopeHash, ownScopes, ownScopes+len(tags))
+	scopes := make([]coherence.ScopeHash, ownScopes, ownScopes+len(tags)+1)
 	scopes[entityScope] = coherence.Entity(c.config.Namespace, id).Hash()
 	scopes[viewScope] = coherence.View(c.config.Namespace, id, c.config.View).Hash()
 	scopes[namespaceScope] = coherence.Namespace(c.config.Namespace).Hash()
 	scopes[everythingScope] = coherence.Everything().Hash()
+	if len(tags) > 0 {
+		scopes = append(scopes, coherence.AnyTag().Hash())
+	}
 	return append(scopes, tags...)
 }
 
