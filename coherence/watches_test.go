@@ -216,10 +216,12 @@ func TestDrift(t *testing.T) {
 		{
 			name: "column", harm: []string{`alter table p rename id to key`},
 			want: []string{"p: public.p: column gone"}, mend: []string{`alter table p rename key to id`},
+			whole: []string{"p: public.p: was not whole, whole"}, logged: []string{"n:p::", "t::all:"},
 		},
 		{
 			name: "dropped and made anew", harm: []string{`alter table p rename to q`, `create table p (id int primary key, v int)`},
 			want: []string{"p: public.p: another table has its name"}, mend: []string{`drop table p`, `alter table q rename to p`},
+			whole: []string{"p: public.p: was not whole, whole"}, logged: []string{"n:p::", "t::all:"},
 		},
 		{
 			name: "dropped", harm: []string{`drop table p`, `create table p (id int primary key, v int)`},

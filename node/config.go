@@ -75,6 +75,9 @@ type PostgresConfig struct {
 	WriteTimeout time.Duration
 	// Retention is how long changes stay in the log; 0 = 1 h.
 	Retention time.Duration
+	// WatchInterval is the time between two checks of the watches of tables (freshet.drift); 0 = 5 s. So long
+	// may the changes of a table whose triggers are disabled go unnoticed.
+	WatchInterval time.Duration
 }
 
 // RedisConfig is the Redis Cluster.
@@ -162,6 +165,7 @@ func (c Config) Validate() error {
 		{"WriteBehind.AckWait", c.WriteBehind.AckWait, 100 * time.Millisecond, time.Hour},
 		{"WriteBehind.MinRetry", c.WriteBehind.MinRetry, time.Millisecond, time.Hour},
 		{"WriteBehind.MaxRetry", c.WriteBehind.MaxRetry, time.Millisecond, 24 * time.Hour},
+		{"Postgres.WatchInterval", c.Postgres.WatchInterval, 10 * time.Millisecond, 10 * time.Minute},
 	} {
 		if d.value != 0 && (d.value < d.min || d.value > d.max) {
 			wrong(d.field, "%v; want %v to %v, or 0 for the default", d.value, d.min, d.max)
@@ -229,6 +233,10 @@ func (c Config) pollInterval() time.Duration {
 }
 
 func (c Config) retention() time.Duration { return cmp.Or(c.Postgres.Retention, time.Hour) }
+
+func (c Config) watchInterval() time.Duration {
+	return cmp.Or(c.Postgres.WatchInterval, 5*time.Second)
+}
 
 func (c Config) relayFrom() int { return cmp.Or(c.Postgres.RelayFrom, 32) }
 

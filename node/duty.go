@@ -7,7 +7,7 @@ import (
 )
 
 // duty is work that comes up from time to time and that one replica does for all: whoever gets to it
-// first, by a lock or a row in Postgres that the others skip. Each has a goroutine of its own.
+// first, by a lock or a row in Postgres that the others skip; or that each does for itself. Each has a goroutine of its own.
 type duty struct {
 	name string
 	// every is the time between two runs, with a fifth of it as jitter either way, so that replicas do not
@@ -26,6 +26,9 @@ const minDutyPause = 100 * time.Millisecond
 // duties are those of this node, in no order. They may use all of its parts.
 func (n *Node) duties() []duty {
 	var all []duty
+	if n.loads != nil {
+		all = append(all, duty{name: "check of the watches", every: n.config.watchInterval(), run: n.checkWatches, wake: n.watches.wake})
+	}
 	if n.db != nil {
 		all = append(all, duty{name: "trim what was applied of later puts", every: time.Minute, run: n.trimApplied})
 		all = append(all, duty{name: "run what is due", every: time.Second, run: n.runDue, wake: n.due.wake})

@@ -32,7 +32,7 @@ type sample struct{ collector }
 // Collect implements [prometheus.Collector].
 func (sample) Collect(out chan<- prometheus.Metric) {
 	one := NamespaceStats{Generation: cluster.FirstGeneration().String(), WarmUps: make([]WarmUpStats, 1)}
-	collect(Stats{Namespaces: []NamespaceStats{one}, Shards: make([]ShardStats, 1)}, out)
+	collect(Stats{Namespaces: []NamespaceStats{one}, Shards: make([]ShardStats, 1), WatchDrift: make([]DriftStats, 1)}, out)
 }
 
 // Collect implements [prometheus.Collector].
@@ -147,6 +147,16 @@ func collect(s Stats, out chan<- prometheus.Metric) {
 	counter(hints, s.HintGaps, "missed")
 	counter(hints, s.HintsRefused, "refused")
 	gauge(describe("members", "Replicas in the membership view."), float64(len(s.Members)))
+
+	gauge(describe("watch_age_seconds", "How long ago the watches of tables were checked."), s.WatchAge)
+	drift := describe("watch_drift", "Watched tables with the problem: changes may go unlogged, so nothing cached of the namespace is FRESH.", "namespace", "problem")
+	tables := map[[2]string]int{}
+	for _, d := range s.WatchDrift {
+		tables[[2]string{d.Namespace, d.Problem}]++
+	}
+	for of, count := range tables {
+		gauge(drift, float64(count), of[0], of[1])
+	}
 
 	source := describe("source_loads", "Loads by state; the limit is that of the bulkhead.", "state")
 	gauge(source, float64(s.Source.Running), "running")

@@ -33,6 +33,7 @@ type Node struct {
 	bulkhead *tiers.Bulkhead
 	own      tiers.OwnWrites
 	together tiers.TogetherCounts
+	watches  *watches
 	conn     link                // nil = none
 	bus      *coherence.Bus      // nil = none
 	members  *cluster.Membership // nil = none
@@ -98,7 +99,7 @@ func Open(ctx context.Context, c Config) (*Node, error) {
 // openOn starts a node on the parts, which it owns also when they come with an error.
 func openOn(c Config, provide func(*Node) (parts, error)) (*Node, error) {
 	n := &Node{
-		config: c, id: c.id(), boot: newBoot(), due: newAlarm(),
+		config: c, id: c.id(), boot: newBoot(), due: newAlarm(), watches: newWatches(),
 		caches: map[cacheName]cache{}, warmUps: map[cacheName]*warmUp{},
 	}
 	n.life, n.end = context.WithCancel(context.Background())
@@ -223,7 +224,8 @@ func (n *Node) hear(h coherence.Hint) {
 
 // Close ends the node: reads and new writes fail with [ErrClosed], writes under way and the transactions of
 // snapshots are waited for, up to PostgresConfig.WriteTimeout, and as long for what this replica flushes of later
-// puts; other replicas flush the rest. Loads under way end, hints are sent, and every goroutine and connection
+// puts; other replicas flush the rest. A check of the watches ends within PostgresConfig.LoadTimeout and 1 s. Loads
+// under way end, hints are sent, and every goroutine and connection
 // is gone when it returns. It waits for loads no longer than twice PostgresConfig.LoadTimeout and 2 s: a
 // source that goes on regardless of its context is an error. Closing again does nothing but wait for the
 // first call and return its error.
@@ -246,6 +248,7 @@ func (n *Node) close() error {
 		n.due.stop()
 		n.dutyWork.Wait()
 	}
+	n.watches.tried()
 	n.end()
 	problems := []error{n.awaitWarmUps(), n.awaitWrites()}
 	if q := n.puts.Load(); q != nil {
@@ -301,9 +304,10 @@ func (n *Node) ID() string { return n.id }
 // [Node.Write].
 func (n *Node) DB() *sqlx.DB { return n.db }
 
-// Ready returns when the node has polled the log for the first time and can answer FRESH, and each [WarmUp] of
-// its caches is done or has had its time; or with an error when ctx ends before. With a cache that writes behind
-// it also waits until the node knows the pending puts, but no longer than 2 s: NATS may be away.
+// Ready returns when the node has polled the log for the first time and can answer FRESH, has tried to check the
+// watches of tables, and each [WarmUp] of its caches is done or has had its time; or with an error when ctx ends
+// before. With a cache that writes behind it also waits until the node knows the pending puts, but no longer than
+// 2 s: NATS may be away.
 func (n *Node) Ready(ctx context.Context) error {
 	if err := n.polled(ctx); err != nil {
 		return err
@@ -330,15 +334,33 @@ func (n *Node) Ready(ctx context.Context) error {
 func (n *Node) polled(ctx context.Context) error {
 	for {
 		if n.tracker.Latest() != nil {
-			return nil
+			return n.watchesChecked(ctx)
 		}
 		if _, err := n.tracker.Barrier(ctx); err == nil {
-			return nil
+			return n.watchesChecked(ctx)
 		} else if errors.Is(err, coherence.ErrTrackerClosed) {
 			return ErrClosed
 		} else if ctx.Err() != nil {
 			return fmt.Errorf("node: not ready: %w", err)
 		}
+	}
+}
+
+// watchesChecked waits for the first check of the watches, whatever comes of it.
+func (n *Node) watchesChecked(ctx context.Context) error {
+	if n.loads == nil {
+		return nil
+	}
+	select {
+	case <-n.watches.first:
+		n.mu.RLock()
+		defer n.mu.RUnlock()
+		if n.closed {
+			return ErrClosed
+		}
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("node: not ready: the watches of tables are not checked: %w", context.Cause(ctx))
 	}
 }
 

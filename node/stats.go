@@ -49,10 +49,22 @@ type Stats struct {
 	HintGaps      uint64 `json:"hint_gaps"` // hints of others that did not arrive
 	HintsRefused  uint64 `json:"hints_refused"`
 
+	// WatchAge in seconds is how long ago the watches of tables were checked; a day if they never were.
+	// WatchDrift is what was wrong with them: its namespaces, and the tags of these watches, cannot be proven.
+	WatchAge   float64      `json:"watch_age_seconds"`
+	WatchDrift []DriftStats `json:"watch_drift"`
+
 	Source     SourceStats      `json:"source"`
 	Shards     []ShardStats     `json:"shards"`
 	Members    []MemberStats    `json:"members"`
 	Namespaces []NamespaceStats `json:"namespaces"`
+}
+
+// DriftStats is a problem of a watched table, or of a partition or child of one, as freshet.drift() names it.
+type DriftStats struct {
+	Namespace string `json:"namespace"`
+	Relation  string `json:"relation"`
+	Problem   string `json:"problem"`
 }
 
 // SourceStats describes the bulkhead before Postgres.
@@ -151,7 +163,8 @@ func (n *Node) Stats() Stats {
 		Polls: t.Polls, PollErrors: t.PollErrors, Changes: t.Changes, Flushes: t.Flushes, Writes: n.counts.writes.Load(),
 		GenerationChanges: t.Regenerations, Cleaned: n.counts.cleaned.Load(),
 		HintsReceived: n.counts.hintsHeard.Load(), HintGaps: t.HintsMissed, HintsRefused: t.HintsRefused,
-		Source: SourceStats{Running: b.Running, Waiting: b.Waiting, Peak: b.Peak, Places: b.Places, Refused: b.Refused},
+		Source:   SourceStats{Running: b.Running, Waiting: b.Waiting, Peak: b.Peak, Places: b.Places, Refused: b.Refused},
+		WatchAge: n.watches.age(n.tracker.Now()).Seconds(), WatchDrift: n.watches.stats(),
 		Shards: []ShardStats{}, Members: []MemberStats{}, Namespaces: []NamespaceStats{},
 	}
 	r := n.polls.Stats()

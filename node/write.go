@@ -199,6 +199,9 @@ select freshet.current_timeline(), pg_current_xact_id_if_assigned()::text::bigin
 
 // changed tells of a commit: this replica first, then the others, then the space in L2.
 func (n *Node) changed(ctx context.Context, w written) {
+	if doubted := n.watches.doubted(); w.xid != 0 && len(doubted) > 0 {
+		n.own.Wrote(n.tracker.Now(), doubted, false) // what it changed may not be among what it logged
+	}
 	if w.due > 0 {
 		n.due.set(w.due)
 	}

@@ -17,7 +17,7 @@ create table freshet.watches (
     function  text        not null unique, -- the trigger function, in the schema freshet
     body      text        not null, -- freshet.watched_body of it
     members   regclass[]  not null, -- the tables with its triggers
-    marks     text        not null, -- freshet.watched_marks of them
+    marks     text        not null, -- freshet.watched_marks of them; 'broken' = freshet.mend() found it so
     made_by   text        not null default session_user,
     made_at   timestamptz not null default clock_timestamp()
 );
@@ -389,10 +389,10 @@ end $$;
 
 -- What is wrong with the watches, a row for each problem of a table: changes of it may have gone unlogged, and may
 -- still. relation is the table, or the partition or child, that has it. tags are those of the watch; null = not known.
--- whole: the watch is as it should be by now, but was not all the time; freshet.mend() ends that. Anything else ends
--- by watching again, or by freshet.unwatch. Reads catalogs only, by their indexes.
+-- whole: the watch is as it should be by now, but was not all the time; freshet.mend() ends that. watch is the table
+-- that is watched, as in freshet.watches. Reads catalogs only, by their indexes.
 -- +goose StatementBegin
-create function freshet.drift() returns table (namespace text, relation text, problem text, tags text[], whole boolean)
+create function freshet.drift() returns table (namespace text, relation text, problem text, tags text[], whole boolean, watch regclass)
 language sql stable set search_path = pg_catalog, pg_temp as $$
     with recursive family as (
         select w.relation as root, w.relation::oid as member from freshet.watches w
@@ -446,24 +446,27 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
           from freshet.watches w
          where freshet.watched_marks(w.function, w.members) <> w.marks
     )
-    select w.namespace, p.member, p.problem, w.tags, p.whole
+    select w.namespace, p.member, p.problem, w.tags, p.whole, w.relation
       from (select b.root, b.member, b.problem, false as whole from broken b
             union all
             select m.root, m.member, m.problem, true from mended m where m.root not in (select b.root from broken b)) p
       join freshet.watches w on w.relation = p.root
 $$;
 
--- Takes note of watches that are whole again, and says that all that they tell of may have changed: nobody knows what
--- did meanwhile. Nodes call it when freshet.drift() tells them to. Returns how many there were.
+-- Takes note of what freshet.drift() finds. Of watches that are whole again it says that all that they tell of may have
+-- changed: nobody knows what did meanwhile. Those that are not are whole again only when this has been said. Nodes call
+-- it when there is drift. Returns how many are whole again.
 create function freshet.mend() returns integer
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
     w freshet.watches;
     n integer := 0;
 begin
+    update freshet.watches t set marks = 'broken'
+     where t.marks <> 'broken' and t.relation in (select d.watch from freshet.drift() d where not d.whole);
     for w in
         select t.* from freshet.watches t
-         where exists (select from freshet.drift() d where d.whole and d.relation = t.relation::text) order by t.relation
+         where t.relation in (select d.watch from freshet.drift() d where d.whole) order by t.relation
     loop
         w.members := freshet.watched_family(w.relation);
         w.marks := freshet.watched_marks(w.function, w.members);
