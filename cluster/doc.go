@@ -13,7 +13,9 @@
 // The [Generation] is two numbers, the application's and the namespace's: "3.1". The braces are Redis
 // Cluster's hash tag, so every generation and view of an entity, and their leases, share one [Slot]. Two
 // different entities, queries, views or generations never share a key: bytes of an id that mean something
-// in this text are escaped, and [ParseKey] is the exact inverse.
+// in this text are escaped, and [ParseKey] is the exact inverse. The usual views are detail
+// for an entity, and list and count for the results of queries, whose hash is that of their [Params]. An
+// entity that several columns name has the [ID] of their texts.
 //
 // # Membership
 //

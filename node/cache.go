@@ -72,6 +72,14 @@ func AtLeast(t Token) ReadOption { return ReadOption{kind: optionToken, token: t
 // same over several caches. For a read of one value the option changes nothing.
 func Consistent() ReadOption { return ReadOption{kind: optionConsistent} }
 
+// ID is the id of an entity that several columns name together, in their order: as freshet.id makes it in SQL, and
+// freshet.watch of id => 'order_id, line'. It is the parts, joined by slashes, with % as %25 and / as %2F in each. An
+// entity that one column names has that column's text as its id, as it is.
+func ID(parts ...string) string { return cluster.ID(parts...) }
+
+// IDParts are the parts of which [ID] made the id; an error if it has not made it.
+func IDParts(id string) ([]string, error) { return cluster.IDParts(id) }
+
 // Entry is a labelled answer.
 type Entry[V any] struct {
 	Value V
@@ -102,7 +110,8 @@ type Source[V any] func(n *Node) (tiers.Source[V], error)
 
 // SQL is the source of entities that one query returns. Its parameter $1 is the array of ids; one of
 // its columns must be named id, and the others match V's fields as in sqlx. An id exists if it is the text
-// of that column, as Postgres writes it: 42, not 042. The node wraps the query
+// of that column, as Postgres writes it: 42, not 042. Where several columns name the entity, the query
+// returns freshet.id of them, and may find it by their own index through freshet.id_parts (docs/watch.md). The node wraps the query
 // so that the rows and the snapshot under which they were read come from one statement. It must read under that
 // snapshot alone: no volatile functions that read tables, no locking clause, no foreign tables.
 func SQL[V any](query string) Source[V] {

@@ -20,8 +20,9 @@ type QueryConfig[V any] struct {
 	// View names this query among those of the namespace; required.
 	View string
 	// Query gives the SQL and its arguments. It must return one row with one column of JSON that
-	// decodes into V, by protojson if that is a message; no row or null means that there is no result. The texts should be few: each is
-	// prepared once per connection. Required.
+	// decodes into V, by protojson if that is a message, or of a number or boolean for a V of that kind, as
+	// select count(*) does for int64; no row or null means that there is no result. The texts should be few:
+	// each is prepared once per connection. Required.
 	Query func(p cluster.Params) (sql string, args []any, err error)
 	// Tags are what the result depends on, up to 64. They are asked for with the zero V where there is no
 	// result: that depends on them no less.

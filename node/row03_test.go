@@ -124,7 +124,7 @@ func TestRow03Keys(t *testing.T) {
 			if l, err := lines.Get(t.Context(), id); err != nil || l.OrderID != p[0] || l.Line != p[1] {
 				t.Errorf("line %q: %+v, %v", p, l, err)
 			}
-			key, err := keys.Entity(1, "line", id, "detail")
+			key, err := keys.Entity(cluster.FirstGeneration(), "line", id, "detail")
 			has(fmt.Sprintf("line %q", p), key, err)
 		}
 		for _, kind := range []string{"nasty", "kind-1", "kind-2", "none&kind=kind-1", ""} {
@@ -137,9 +137,9 @@ func TestRow03Keys(t *testing.T) {
 			if err != nil || int(n) != len(all) || (kind == "nasty") != (int(n) == len(nasty)) {
 				t.Errorf("kind %q: %d counted, %d listed, %v", kind, n, len(all), err)
 			}
-			key, err := keys.Query(1, "thing", p, "list")
+			key, err := keys.Query(cluster.FirstGeneration(), "thing", p, "list")
 			has("list of "+kind, key, err)
-			key, err = keys.Query(1, "thing", p, "count")
+			key, err = keys.Query(cluster.FirstGeneration(), "thing", p, "count")
 			has("count of "+kind, key, err)
 		}
 	}

@@ -132,7 +132,7 @@ declare
     exprs     text[] := '{}';
     fixed     text[] := '{}';  -- the tags without columns
     templated boolean := false;
-    state     text;    -- all that matters of a row
+    state     text;    -- what matters of a row besides its id and tags
     rows_of   text;
     body      text := '';
     op        text;
@@ -202,8 +202,9 @@ begin
             raise exception 'freshet.watch: columns: table % has no primary key, by which rows are told apart; want one, or all columns', relation
                 using errcode = '42704';
         end if;
-        used := array(select distinct u.name from unnest(used || key || columns) u(name));
-        state := array_to_string(array(select format('r.%I::text collate "C"', u.name) from unnest(used) u(name)), ', ');
+        used := used || key || columns;
+        state := array_to_string(array(
+            select distinct format('r.%I::text collate "C"', u.name) from unnest(key || columns) u(name)), ', ');
     end if;
 
     -- Compared and told apart byte by byte, whatever the columns' collations.

@@ -628,4 +628,66 @@ var mutants = []mutant{
 		old:  "if len(s.epochs) == 0 || highest > s.last {", with: "if len(s.epochs) == 0 {",
 		folder: "node", killer: "TestRow19StreamMadeAnew",
 	},
+
+	// Watches of tables.
+	{
+		name: "doubts-ignored", guard: "what may go unlogged is not valid",
+		file: "coherence/tracker.go",
+		old:  "\treturn !doubted\n", with: "\treturn !doubted || true\n",
+		folder: "tiers", killer: "TestI1DoubtedNamespace",
+	},
+	{
+		name: "doubts-not-shown", guard: "nor a hit in L1",
+		file: "coherence/tracker.go",
+		old:  "\tt.stamps.flush() // after the doubts: who sums the stamps from now on finds them\n", with: "",
+		folder: "tiers", killer: "TestI1DoubtedNamespace",
+	},
+	{
+		name: "doubted-tags-ignored", guard: "nor is what has a tag, when any may be concerned",
+		file: "tiers/read.go",
+		old:  "\t\tscopes = append(scopes, coherence.AnyTag().Hash())\n", with: "",
+		folder: "tiers", killer: "TestI1DoubtedTags",
+	},
+	{
+		name: "doubts-ignored-by-stale", guard: "a STALE answer is not said to be younger than the last moment without doubt",
+		file: "tiers/proof.go",
+		old:  "\t\tchecked = min(checked, since)\n", with: "\t\t_ = since\n",
+		folder: "tiers", killer: "TestI1DoubtedNamespace",
+	},
+	{
+		name: "drift-ignored", guard: "a node does not trust what it has of a table whose watch has a problem",
+		file: "node/watches.go",
+		old:  "\t\tn.tracker.Doubt(doubts)\n", with: "",
+		folder: "node", killer: "TestRow12Watch",
+	},
+	{
+		name: "moment-without-trigger-unnoticed", guard: "nor of one whose trigger was disabled for a moment",
+		file: "coherence/migrations/00004_watch.sql",
+		old:  "where freshet.watched_marks(w.function, w.members) <> w.marks", with: "where false",
+		folder: "coherence", killer: "TestDrift",
+	},
+	{
+		name: "mended-without-a-word", guard: "what was cached while a watch had a problem counts as changed",
+		file: "coherence/migrations/00004_watch.sql",
+		old:  "            perform freshet.log_watch(w.namespace, w.tags);\n            n := n + 1;", with: "            n := n + 1;",
+		folder: "coherence", killer: "TestDrift",
+	},
+	{
+		name: "watched-without-a-word", guard: "so does what was cached before a table was watched",
+		file: "coherence/migrations/00004_watch.sql",
+		old:  "    perform freshet.log_watch(namespace, tags);\nend $watch$;", with: "end $watch$;",
+		folder: "coherence", killer: "TestWatch",
+	},
+	{
+		name: "columns-without-key", guard: "rows that exchange what they hold have changed",
+		file: "coherence/migrations/00004_watch.sql",
+		old:  "from unnest(key || columns) u(name)", with: "from unnest(columns) u(name)",
+		folder: "coherence", killer: "TestWatchColumns",
+	},
+	{
+		name: "id-of-columns-unescaped", guard: "ids of several columns are told apart",
+		file: "coherence/migrations/00004_watch.sql",
+		old:  "format('replace(replace(r.%I::text, %L, %L), %L, %L)', p.part, '%', '%25', '/', '%2F')", with: "format('r.%I::text', p.part)",
+		folder: "coherence", killer: "TestWatchCompositeID",
+	},
 }

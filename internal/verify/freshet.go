@@ -63,6 +63,7 @@ type freshet struct {
 	ahead  *node.Cache[freshetRow]
 	packed *node.Cache[packedRow]
 	raw    *node.Cache[string] // the op as text
+	twins  *node.Cache[uint64] // by ids of two columns
 	lists  *node.QueryCache[[]freshetRow]
 	puts   *node.Cache[freshetPut]
 	joint  joint
@@ -114,7 +115,7 @@ func (r packedRow) whole() bool {
 }
 
 func (f *freshet) openCaches() error {
-	var rows, funcs, ahead, packed, raw, lists error
+	var rows, funcs, ahead, packed, raw, lists, twins error
 	f.rows, rows = node.NewCache(f.node, node.CacheConfig[freshetRow]{
 		Namespace: "row", Source: node.SQL[freshetRow](RowQuery), MaxEntries: freshetL1, WarmUp: node.WarmUp{Peers: true},
 	})
@@ -140,12 +141,18 @@ func (f *freshet) openCaches() error {
 		},
 		Tags: func(p cluster.Params, _ []freshetRow) []string { return []string{"category:" + p["category"]} },
 	})
+	f.twins, twins = node.NewCache(f.node, node.CacheConfig[uint64]{
+		Namespace: "twin", MaxEntries: freshetL1, Source: node.SQL[uint64](`
+select freshet.id(t.half::text, t.id::text) as id, t.op
+  from unnest($1::text[]) wanted(id), freshet.id_parts(wanted.id) part
+  join verify_twin t on t.half = part[1]::bigint and t.id = part[2]::bigint`),
+	})
 	var puts error
 	f.puts, puts = node.NewCache(f.node, node.CacheConfig[freshetPut]{
 		Namespace: "row", View: "put", MaxEntries: freshetL1, Store: freshetStore{},
 		Source: node.SQL[freshetPut](`select id, op, category, sent from verify_row where id = any($1)`),
 	})
-	return errors.Join(rows, funcs, ahead, packed, raw, lists, puts, f.openJoint())
+	return errors.Join(rows, funcs, ahead, packed, raw, lists, twins, puts, f.openJoint())
 }
 
 // load is a source in Go.
@@ -177,6 +184,9 @@ func (f *freshet) Get(ctx context.Context, key uint64, want Want) (Answer, error
 	id := strconv.FormatUint(key, 10)
 	cache := f.rows
 	switch key % 16 {
+	case 3:
+		e, err := f.twins.Lookup(ctx, node.ID(strconv.FormatUint(key/2, 10), id), options...)
+		return answerOf(e.Value, e, err)
 	case 0, 8:
 		cache = f.funcs
 	case 2: // rows that expire soon, and are refreshed ahead of that

@@ -19,7 +19,8 @@ func CreateSchema(ctx context.Context, db *sql.DB, keys, groups uint64, watch bo
 	steps := []string{schema}
 	if watch {
 		steps = append(steps, `select freshet.watch('verify_row', namespace => 'row', tags => array['category:{category}'])`,
-			`select freshet.watch('verify_account', namespace => 'account', tags => array['bank:{bank}'])`)
+			`select freshet.watch('verify_account', namespace => 'account', tags => array['bank:{bank}'])`,
+			`select freshet.watch('verify_twin', namespace => 'twin', id => 'half, id', columns => array['op'])`)
 	}
 	steps = append(steps, fmt.Sprintf(
 		`insert into verify_row (id, category, op, sent) select n, 1 + n %% %d, n, 0 from generate_series(1, %d) n`, groups, keys),

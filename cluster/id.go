@@ -1,4 +1,4 @@
-package node
+package cluster
 
 import (
 	"fmt"
@@ -38,7 +38,7 @@ func IDParts(id string) ([]string, error) {
 			case strings.HasPrefix(rest, "2F"):
 				b.WriteByte('/')
 			default:
-				return nil, fmt.Errorf("node: %.80q is no id of several parts: want 25 or 2F behind each %%", id)
+				return nil, fmt.Errorf("cluster: %.80q is no id of several parts: want 25 or 2F behind each %%", id)
 			}
 			plain, rest, escaped = strings.Cut(rest[2:], "%")
 			b.WriteString(plain)
