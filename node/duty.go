@@ -7,7 +7,8 @@ import (
 )
 
 // duty is work that comes up from time to time and that one replica does for all: whoever gets to it
-// first, by a lock or a row in Postgres that the others skip; or that each does for itself. Each has a goroutine of its own.
+// first, by a lock or a row in Postgres that the others skip; or that each does for itself. Each has a
+// goroutine of its own.
 type duty struct {
 	name string
 	// every is the time between two runs, with a fifth of it as jitter either way, so that replicas do not

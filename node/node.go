@@ -224,11 +224,10 @@ func (n *Node) hear(h coherence.Hint) {
 
 // Close ends the node: reads and new writes fail with [ErrClosed], writes under way and the transactions of
 // snapshots are waited for, up to PostgresConfig.WriteTimeout, and as long for what this replica flushes of later
-// puts; other replicas flush the rest. A check of the watches ends within PostgresConfig.LoadTimeout and 1 s. Loads
-// under way end, hints are sent, and every goroutine and connection
-// is gone when it returns. It waits for loads no longer than twice PostgresConfig.LoadTimeout and 2 s: a
-// source that goes on regardless of its context is an error. Closing again does nothing but wait for the
-// first call and return its error.
+// puts; other replicas flush the rest. A check of the watches ends within PostgresConfig.LoadTimeout and 1 s.
+// Loads under way end, hints are sent, and every goroutine and connection is gone when it returns. It waits for
+// loads no longer than twice PostgresConfig.LoadTimeout and 2 s: a source that goes on regardless of its context
+// is an error. Closing again does nothing but wait for the first call and return its error.
 func (n *Node) Close() error {
 	n.closing.Do(func() { n.closeError = n.close() })
 	return n.closeError

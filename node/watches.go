@@ -46,7 +46,7 @@ type drift struct {
 }
 
 func (d drift) same(other drift) bool {
-	return d.Namespace == other.Namespace && d.Relation == other.Relation && d.Problem == other.Problem
+	return d.Namespace == other.Namespace && d.Relation == other.Relation && d.Problem == other.Problem && slices.Equal(d.Tags, other.Tags)
 }
 
 // scopes are what the watch can tell of. Tags with columns in them can be any.

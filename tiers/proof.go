@@ -78,8 +78,8 @@ func (c *Cache[V]) label(it *item[V], tier Tier, r *reading) (Result[V], bool) {
 	now := c.Tracker.Now()
 	if it.order > r.order && it.ofHistory(poll) {
 		if !c.revalidate(it) {
-			// It has changed since, or its changes may go unlogged, which the reader need not mind. But nothing older may be served after it,
-			// whatever the directory says of the change later.
+			// It has changed since, or its changes may go unlogged, which the reader need not mind. But nothing
+			// older may be served after it, whatever the directory says of the change later.
 			c.Tracker.Admit(it.scopes[viewScope], nil, it.snapshot)
 		}
 		return it.result(tier, true, now.Sub(it.loaded), now, poll), true
