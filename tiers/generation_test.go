@@ -211,3 +211,20 @@ func TestGenerationsDoNotShadow(t *testing.T) {
 		t.Error("an older entry of the same generation replaces a newer")
 	}
 }
+
+// I8: several values as of one moment are of the generation of that moment, also when the poll that says so
+// brings another one.
+func TestI8Generation(t *testing.T) {
+	onLedger(t, func(l *ledger) {
+		l.both(together)
+		l.log.SetGeneration("n", 2)
+		l.both(Want{Consistent: true})
+		if l.loads != 2 {
+			l.t.Errorf("%d loads: what was read before the generation changed is answered after it", l.loads)
+		}
+		l.both(together)
+		if l.loads != 2 {
+			l.t.Errorf("%d loads", l.loads)
+		}
+	})
+}

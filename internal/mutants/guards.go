@@ -290,6 +290,12 @@ var mutants = []mutant{
 		folder: "tiers", killer: "TestI1NewGeneration",
 	},
 	{
+		name: "generation-of-many-unchecked", guard: "nor with others as of one moment",
+		file: "coherence/agree.go",
+		old:  "case v.Namespace != \"\" && v.Generation != t.Generations().Of(v.Namespace):", with: "case v.Namespace == \"none\":",
+		folder: "tiers", killer: "TestI8Generation",
+	},
+	{
 		name: "generation-at-landing", guard: "what a load brings is of the generation in which it began",
 		file: "tiers/item.go",
 		old:  "cost: cost, loaded: began.at, order: began.order,\n\t\tgeneration: f.generation,", with: "cost: cost, loaded: began.at, order: began.order,\n\t\tgeneration: c.generation(),",

@@ -31,7 +31,7 @@ const (
 )
 
 // Freshet opens a node with its caches, each of which begins with what the others read. Get says which rows are
-// read in which way.
+// read in which way; one write in 64 changes a generation besides.
 func Freshet(ctx context.Context, at Endpoints) (Subject, error) {
 	n, err := node.Open(ctx, node.Config{
 		App: at.App, ID: fmt.Sprintf("replica-%d", at.Replica),
