@@ -6,6 +6,7 @@ import (
 	"maps"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/freshet-cache/freshet/coherence"
@@ -95,6 +96,7 @@ func (d *desk) from(tier Tier, id string, value int) {
 	if r.Tier != tier || r.Value != value || !r.Fresh {
 		d.t.Errorf("%s is %d from %v, FRESH %t; want %d from %v", id, r.Value, r.Tier, r.Fresh, value, tier)
 	}
+	synctest.Wait() // a flight fills L2 when its readers have their answer
 }
 
 // What was loaded under another generation is not used, in L1 and in L2, as soon as a poll has told of it:
