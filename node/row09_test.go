@@ -199,7 +199,7 @@ func (s *site) grace(r []*replica, p []parts) {
 		e, _ := p[1].detail.Lookup(t.Context(), part(4), node.AtLeast(token)) // judged below
 		answer <- e
 	}()
-	s.until("the grace is over", func() bool { return time.Since(began) > grace })
+	s.until("the grace is over", func() bool { return time.Since(committed) > grace })
 	select {
 	case e := <-answer:
 		t.Errorf("a reader with the token got %+v while nothing can be loaded", e)
