@@ -89,8 +89,8 @@ type Entry[V any] struct {
 	// that for so long from now ([WithGrace]), and it is being loaded anew.
 	Grace time.Duration
 	// Pending: the answer is that of a [Cache.PutLater] or [Cache.DeleteLater] that need not be in Postgres yet,
-	// and may still be refused there. It is newer than what is committed, and of the other labels only Version
-	// and Token say something of it.
+	// and may still be refused there. It is newer than what is committed, and of the other labels only Token says
+	// something of it.
 	Pending bool
 	// Age bounds the staleness: the answer reflects every commit older than this.
 	Age time.Duration

@@ -16,7 +16,7 @@ import (
 
 // PutLater writes the value behind: it returns as soon as the application's stream of NATS JetStream has the
 // put, and some replica writes it to Postgres by the Store, in a batch with others. Postgres may be away
-// meanwhile. The cache needs [CacheConfig.WriteBehind].
+// meanwhile. The cache needs [CacheConfig.WriteBehind]. The value travels as JSON, whatever the cache's codec.
 //
 // The guarantee is weaker than that of [Cache.Put]. Promised: a put without an error is in the stream, and goes
 // from there to Postgres, or, when Postgres refuses the value itself, to the dead letters ([Node.DeadLetters]),
@@ -95,7 +95,7 @@ func (c *Cache[V]) show(id string, token Token) (e Entry[V], shown bool, err err
 	if w.removed {
 		return e, true, ErrNotFound
 	}
-	e.Value, e.Version = w.value, w.version
+	e.Value = w.value
 	return e, true, nil
 }
 

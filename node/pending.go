@@ -9,8 +9,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"github.com/cespare/xxhash/v2"
 )
 
 // put is one message of the queue: a value for an id, or that there shall be none.
@@ -42,7 +40,6 @@ type pending[V any] struct {
 type waiting[V any] struct {
 	value   V
 	removed bool
-	version uint64
 	seq     uint64
 	at      time.Time
 	// settled: it is committed, or given up. It goes when the node has polled since.
@@ -97,7 +94,7 @@ func (p *pending[V]) addFirst(m put, followed func() bool) {
 
 // read is the put with its value.
 func (p *pending[V]) read(m put) (waiting[V], error) {
-	w := waiting[V]{removed: m.value == nil, seq: m.seq, at: m.at, version: xxhash.Sum64(m.value)}
+	w := waiting[V]{removed: m.value == nil, seq: m.seq, at: m.at}
 	if !w.removed {
 		if err := json.Unmarshal(m.value, &w.value); err != nil {
 			return w, fmt.Errorf("decode %T: %w", w.value, err)
