@@ -409,11 +409,7 @@ func (c *Cache[V]) load(ctx context.Context, batch []*flight[V]) {
 		keep := it.snapshot.Timeline != 0 && c.revalidate(it)
 		e, err := c.encode(f.key, it)
 		if err != nil {
-			// It is served all the same, but no tier can hold it.
-			if !errors.Is(err, ErrTooLarge) {
-				c.Logger.Warn("tiers: a loaded value cannot be kept", "namespace", c.config.Namespace, "error", err)
-			}
-			c.countUnfilled(err)
+			c.cannotKeep(err)
 			keep = false
 		}
 		it.version, it.size = e.version, sizeOf(f.id, e.payload)

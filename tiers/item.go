@@ -1,6 +1,7 @@
 package tiers
 
 import (
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -95,6 +96,14 @@ func (c *Cache[V]) encode(key string, it *item[V]) (encoded, error) {
 	}
 	b, err := c.packing.EncodeEntry(nil, h, payload)
 	return encoded{bytes: b, version: xxhash.Sum64(payload), payload: len(payload)}, err
+}
+
+// cannotKeep notes that no tier can hold a loaded value, which is served all the same.
+func (c *Cache[V]) cannotKeep(err error) {
+	if !errors.Is(err, ErrTooLarge) { // which is no fault, and may come with every load
+		c.Logger.Warn("tiers: a loaded value cannot be kept", "namespace", c.config.Namespace, "error", err)
+	}
+	c.countUnfilled(err)
 }
 
 // sizeOf is what an item takes in L1.

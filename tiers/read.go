@@ -178,7 +178,7 @@ type Config[V any] struct {
 	MaxValue int
 }
 
-// Validate reports all problems of the numbers at once, each naming its field.
+// Validate reports all problems of the settings at once, each naming its field.
 func (c Config[V]) Validate() error {
 	problems := []error{c.Refresh.validate()}
 	for _, d := range []struct {
@@ -200,7 +200,8 @@ func (c Config[V]) Validate() error {
 	if c.MaxValue < 0 || c.MaxValue > MaxPayload {
 		problems = append(problems, fmt.Errorf("tiers: MaxValue is %d bytes; want 1 to %d, or 0 for the most", c.MaxValue, MaxPayload))
 	}
-	return errors.Join(problems...)
+	_, unsuited := NewCoder[V](c.Codec)
+	return errors.Join(append(problems, unsuited, c.Compression.Validate())...)
 }
 
 // Cache is the read path of one view. It is safe for concurrent use.
@@ -243,9 +244,12 @@ func NewCache[V any](shared Shared, c Config[V]) (*Cache[V], error) {
 	if c.Key == nil {
 		problems = append(problems, errors.New("tiers: Key is nil; want the key of an id"))
 	}
-	coder, unsuited := NewCoder[V](c.Codec)
-	packing, wrong := NewPacking(c.Compression)
-	if err := errors.Join(append(problems, c.Validate(), unsuited, wrong)...); err != nil {
+	if err := errors.Join(append(problems, c.Validate())...); err != nil {
+		return nil, err
+	}
+	coder, err1 := NewCoder[V](c.Codec)
+	packing, err2 := NewPacking(c.Compression)
+	if err := errors.Join(err1, err2); err != nil {
 		return nil, err
 	}
 	c.MaxValue = cmp.Or(c.MaxValue, MaxPayload)

@@ -439,8 +439,7 @@ func (c *Cache[V]) keepFrom(t *Together, id string, loaded Batch[V], cost time.D
 	it := c.loadedItem(f, loaded, loadStart{at: t.began}, cost)
 	e, err := c.encode(f.key, it)
 	if err != nil {
-		c.Logger.Warn("tiers: a loaded value cannot be kept", "namespace", c.config.Namespace, "error", err)
-		c.counts.fillErrs.Add(1)
+		c.cannotKeep(err)
 	}
 	it.version, it.size = e.version, sizeOf(id, e.payload)
 	if c.revalidate(it) && err == nil {
