@@ -441,6 +441,7 @@ func wanted(want tiers.Want, options []ReadOption) tiers.Want {
 			want.Token = want.Token.Merge(o.token)
 		case optionConsistent:
 			want.Consistent, want.Grace = true, false
+		case optionCommitted: // of pending puts, which the tiers know nothing of
 		}
 	}
 	return want

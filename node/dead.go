@@ -40,7 +40,7 @@ select letter, namespace, id, value, error, attempts, put_at, dead_at from fresh
 	return letters, nil
 }
 
-// ErrNoLetter: there is no dead letter of that number.
+// ErrNoLetter says that there is no dead letter of that number.
 var ErrNoLetter = errors.New("no such dead letter")
 
 // RetryDeadLetter writes the letters after all, each in a transaction that also removes it. This node must have

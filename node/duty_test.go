@@ -30,7 +30,7 @@ func TestDuty(t *testing.T) {
 		runsWithin := func(wait time.Duration, low, high int64) {
 			t.Helper()
 			before := runs.Load()
-			time.Sleep(wait)
+			<-time.After(wait)
 			synctest.Wait()
 			if got := runs.Load() - before; got < low || got > high {
 				t.Errorf("%d runs within %v; want %d to %d", got, wait, low, high)

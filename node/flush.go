@@ -213,8 +213,8 @@ func (f *flusher) write(ctx context.Context, batch []delivered) error {
 func (f *flusher) persist(ctx context.Context, write func(tx *Tx) error) error {
 	node := f.queue.node
 	for n := uint64(1); ; n++ {
-		w, err := node.transact(f.life, write)
-		node.changed(f.life, w)
+		w, err := node.transact(f.life, write) //nolint:contextcheck // what has begun outlives the one who stops fetching
+		node.changed(f.life, w)                //nolint:contextcheck // as above
 		if err == nil || isRefusal(err) {
 			return err
 		}
@@ -270,8 +270,7 @@ var errStore = errors.New("the store")
 // isRefusal reports whether the failure lies in the values: then it is no use to wait. What concerns the
 // connection, the server's state, rights or the schema is not.
 func isRefusal(err error) bool {
-	var answer *pq.Error
-	if errors.As(err, &answer) {
+	if answer, ok := errors.AsType[*pq.Error](err); ok {
 		switch answer.Code.Class() {
 		case "08", "0A", "25", "26", "28", "2D", "3B", "3D", "3F", "40", "42", "53", "55", "57", "58", "72", "F0", "HV", "XX":
 			return false

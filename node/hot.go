@@ -73,15 +73,15 @@ func (h *hotIDs) receive(m cluster.Message) {
 func (h *hotIDs) answer(request []byte) []byte {
 	name, limit, err := parseHotRequest(request)
 	if err != nil {
-		return appendHot(nil, nil)
+		return encodeHot(nil)
 	}
 	h.node.mu.RLock()
 	c, ok := h.node.caches[name]
 	h.node.mu.RUnlock()
 	if !ok {
-		return appendHot(nil, nil)
+		return encodeHot(nil)
 	}
-	return appendHot(nil, c.Hottest(limit))
+	return encodeHot(c.Hottest(limit))
 }
 
 // close stops answering and waits for the answer under way.
@@ -218,10 +218,10 @@ func parseHotRequest(b []byte) (name cacheName, limit int, err error) {
 	return name, int(n), nil
 }
 
-// appendHot writes an answer: magic, then for each id its reads as a uvarint, and the id with its length
+// encodeHot is the wire form of an answer: magic, then for each id its reads as a uvarint, and the id with its length
 // before it; as many as have room.
-func appendHot(b []byte, hot []tiers.Hot) []byte {
-	b = append(b, hotMagic...)
+func encodeHot(hot []tiers.Hot) []byte {
+	b := []byte(hotMagic)
 	for _, h := range hot {
 		if len(b)+2*binary.MaxVarintLen64+len(h.ID) > maxHotAnswer {
 			break

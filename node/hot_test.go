@@ -55,7 +55,7 @@ func TestHotAnswerIsBounded(t *testing.T) {
 	for i := range 3000 {
 		hot = append(hot, tiers.Hot{ID: fmt.Sprintf("%d %s", i, strings.Repeat("x", 500)), Reads: uint32(i)})
 	}
-	b := appendHot(nil, hot)
+	b := encodeHot(hot)
 	got, err := parseHot(b, len(hot))
 	if err != nil || len(b) > maxHotAnswer || len(b) < maxHotAnswer-1000 || !slices.Equal(got, hot[:len(got)]) {
 		t.Errorf("%d bytes of %d ids: %v", len(b), len(got), err)
@@ -67,7 +67,7 @@ func TestHotAnswerIsBounded(t *testing.T) {
 
 // Whatever comes from the network is an error or what was sent, and no request is for more than is allowed.
 func FuzzHot(f *testing.F) {
-	f.Add(appendHot(nil, []tiers.Hot{{ID: "42", Reads: 7}, {ID: "?page=1"}}), 10)
+	f.Add(encodeHot([]tiers.Hot{{ID: "42", Reads: 7}, {ID: "?page=1"}}), 10)
 	f.Add(appendHotRequest(nil, cacheName{"product", "detail"}, 10_000), 10)
 	f.Add([]byte(hotMagic+"\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01\x00"), 10)
 	f.Add([]byte(hotMagic+"\x01\xff"), 0)
@@ -76,7 +76,7 @@ func FuzzHot(f *testing.F) {
 			if len(hot) > max(limit, 0) {
 				t.Errorf("%d ids, %d were asked for", len(hot), limit)
 			}
-			if again, err := parseHot(appendHot(nil, hot), limit); err != nil || !slices.Equal(again, hot) {
+			if again, err := parseHot(encodeHot(hot), limit); err != nil || !slices.Equal(again, hot) {
 				t.Errorf("%v became %v, %v", hot, again, err)
 			}
 		}

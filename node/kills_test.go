@@ -135,7 +135,9 @@ func (k *killer) kill(ctx context.Context, point killPoint) error {
 	if err := command.Process.Kill(); err != nil {
 		return err
 	}
-	<-ended
+	if err := <-ended; err == nil {
+		return fmt.Errorf("at %q: the child ended well, and was to be killed", point.name)
+	}
 	return nil
 }
 

@@ -560,7 +560,7 @@ func (q *queue) settle(ctx context.Context) {
 			return
 		case <-q.wake:
 		case <-floors.C:
-			q.askFloors(ctx, floorPause)
+			_ = q.askFloors(ctx, floorPause) // asked again at the next tick
 		}
 		if err := q.settleOnce(ctx); err != nil {
 			q.look() // again, after the pause

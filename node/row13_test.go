@@ -34,11 +34,13 @@ func TestRow13OneCall(t *testing.T) {
 		{"view", []node.Strategy{node.View("card")}, `select freshet.invalidate_view('part', id, 'card') from unnest(array[%s]) id`, ""},
 		{"batch", []node.Strategy{node.Batch("b")}, `select freshet.batch_add('b', 'part', %s)`, `select freshet.run_batch('b')`},
 		{
-			"batch after", []node.Strategy{node.Batch("c"), node.After(20 * time.Millisecond)},
+			"batch after",
+			[]node.Strategy{node.Batch("c"), node.After(20 * time.Millisecond)},
 			`select freshet.batch_add('c', 'part', %s); select freshet.batch_after('c', '20 ms')`, "",
 		},
 		{
-			"view after, with a grace", []node.Strategy{node.View("card"), node.After(20 * time.Millisecond), node.WithGrace(time.Minute)},
+			"view after, with a grace",
+			[]node.Strategy{node.View("card"), node.After(20 * time.Millisecond), node.WithGrace(time.Minute)},
 			`select freshet.grace('1 minute'); select freshet.invalidate_view_after('20 ms', 'part', id, 'card') from unnest(array[%s]) id`, "",
 		},
 	} {

@@ -136,6 +136,7 @@ const (
 
 // in is the site for a subtest.
 func (s *site) in(t *testing.T) *site {
+	t.Helper()
 	inner := *s
 	inner.t = t
 	return &inner

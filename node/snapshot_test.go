@@ -432,7 +432,7 @@ func TestI8SnapshotInATransaction(t *testing.T) {
 		}
 		return nil
 	})
-	if err != own { //nolint:errorlint // identity: as it is
+	if err != own { // as it is
 		t.Errorf("the error is %v, want the function's own", err)
 	}
 	if err := <-closed; err != nil {

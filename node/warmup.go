@@ -242,7 +242,8 @@ func (w *warmUp) count(source int, add func(s *WarmUpStats)) {
 }
 
 func (w *warmUp) warn(problem string, source int, err error) {
-	w.node.log.Warn("node: "+problem, "namespace", w.name.namespace, "view", w.name.view, "source", w.sources[source].name, "error", err)
+	w.node.log.Warn("node: a warm-up falls short", "problem", problem, "namespace", w.name.namespace, "view", w.name.view,
+		"source", w.sources[source].name, "error", err)
 }
 
 // from warms the cache with the ids of one source.
@@ -250,7 +251,7 @@ func (r *warmRun) from(ctx context.Context, source int) {
 	ids, err := r.ids(ctx, source)
 	if err != nil {
 		r.count(source, func(s *WarmUpStats) { s.Failures++ })
-		r.warn("a warm-up has no ids", source, err)
+		r.warn("it has no ids", source, err)
 		return
 	}
 	ids = ids[:min(len(ids), r.left)]
@@ -271,8 +272,8 @@ func (r *warmRun) from(ctx context.Context, source int) {
 			pause = minWarmPause
 			continue
 		}
-		if !idle(r.patience, pause) {
-			r.warn("a warm-up is given up", source, err)
+		if !idle(r.patience, pause) { //nolint:contextcheck // readiness has its own patience
+			r.warn("it is given up", source, err)
 			return
 		}
 		pause = min(2*pause, maxWarmPause)
@@ -291,7 +292,7 @@ func (r *warmRun) ids(ctx context.Context, source int) (ids []string, err error)
 		asking, cancel := context.WithTimeout(ctx, r.timeout)
 		ids, err = r.sources[source].ids(asking, r.left)
 		cancel()
-		if err == nil || !idle(r.patience, pause) {
+		if err == nil || !idle(r.patience, pause) { //nolint:contextcheck // readiness has its own patience
 			return ids, err
 		}
 	}

@@ -205,6 +205,7 @@ func TestI5BulkStatements(t *testing.T) {
 			}
 			_, err1 := copied.ExecContext(t.Context(), "copied", "by copy", "kind-0")
 			_, err2 := copied.ExecContext(t.Context())
+			//nolint:sqlclosecheck // closing ends the copy, before the commit
 			if err := errors.Join(err1, err2, copied.Close(), tx.Commit()); err != nil {
 				t.Fatal(err)
 			}

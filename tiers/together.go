@@ -79,7 +79,7 @@ func ReadTogether(ctx context.Context, shared Shared, want Want, read func(t *To
 	for range maxRuns {
 		t.forget()
 		read(t)
-		moment, settled, err := t.settle()
+		moment, settled, err := t.settle() //nolint:contextcheck // the context is in t
 		switch {
 		case settled:
 			t.count(nil)
@@ -93,7 +93,7 @@ func ReadTogether(ctx context.Context, shared Shared, want Want, read func(t *To
 			counts.Repeats.Add(1)
 		}
 	}
-	return t.lastResort(read)
+	return t.lastResort(read) //nolint:contextcheck // the context is in t
 }
 
 // forget begins a run.

@@ -103,7 +103,7 @@ func (s *QuerySource[V]) LoadIn(ctx context.Context, tx Transaction, ids []strin
 		if !kept {
 			return scanResult(within.QueryRowxContext(ctx, st.text, args...))
 		}
-		stmt, origin, err := st.in(ctx, within)
+		stmt, origin, err := st.in(ctx, within) //nolint:sqlclosecheck // it goes with the transaction
 		if err != nil {
 			return at, nil, err
 		}

@@ -166,9 +166,12 @@ func TestI8SameVerdictsAsTheDumbTwin(t *testing.T) {
 func TestJudgeI8(t *testing.T) {
 	const ms = time.Millisecond
 	commits := []Commit{
-		{Key: 1, Op: 1, Sent: Always, Acked: Always}, {Key: 2, Op: 2, Sent: Always, Acked: Always},
-		{Key: 1, Op: 3, Sent: 10 * ms, Acked: 30 * ms}, {Key: 2, Op: 3, Sent: 10 * ms, Acked: 30 * ms},
-		{Key: 1, Op: 4, Sent: 40 * ms, Acked: 50 * ms}, {Key: 2, Op: 5, Sent: 60 * ms, Acked: 70 * ms},
+		{Key: 1, Op: 1, Sent: Always, Acked: Always},
+		{Key: 2, Op: 2, Sent: Always, Acked: Always},
+		{Key: 1, Op: 3, Sent: 10 * ms, Acked: 30 * ms},
+		{Key: 2, Op: 3, Sent: 10 * ms, Acked: 30 * ms},
+		{Key: 1, Op: 4, Sent: 40 * ms, Acked: 50 * ms},
+		{Key: 2, Op: 5, Sent: 60 * ms, Acked: 70 * ms},
 	}
 	joint := func(ops ...uint64) Joint {
 		return Joint{Entries: []Entry{{1, ops[0]}, {2, ops[1]}}, Fresh: true, Budget: time.Second, Invoked: 100 * ms, Returned: 101 * ms}

@@ -101,7 +101,7 @@ func (r *Replica) open(ctx context.Context) error {
 		return err
 	}
 	r.node.Store(n)
-	api, err := shop.New(n, shop.Options{Logger: r.log, WarmUp: true})
+	api, err := shop.New(n, shop.Options{Logger: r.log, WarmUp: true}) //nolint:contextcheck // what a cache starts lives as long as its node
 	if err != nil {
 		return err
 	}

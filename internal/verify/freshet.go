@@ -45,7 +45,7 @@ func Freshet(ctx context.Context, at Endpoints) (Subject, error) {
 		return nil, err
 	}
 	f := &freshet{node: n, groups: at.Groups}
-	if err := errors.Join(f.openCaches(), n.Ready(ctx)); err != nil {
+	if err := errors.Join(f.openCaches(), n.Ready(ctx)); err != nil { //nolint:contextcheck // what a cache starts lives as long as its node
 		return nil, errors.Join(err, n.Close())
 	}
 	return f, nil

@@ -132,7 +132,8 @@ func (f *freshet) joinBanks(ctx context.Context, options []node.ReadOption) (a J
 	_, err = f.node.Snapshot(ctx, func(s *node.Snapshot) error {
 		a = JointAnswer{Fresh: true}
 		for i, id := range accountIDs(firstAccount, Accounts) {
-			account, err := freshetAccount{}, error(nil)
+			var account freshetAccount
+			var err error
 			switch i % 4 {
 			case 1:
 				account, err = f.joint.accounts.In(s, id)
