@@ -352,7 +352,8 @@ func TestI1DoubtedNamespace(t *testing.T) {
 		old := d.header("a")
 		since := d.tracker.Now()
 		pass(time.Second)
-		d.read("a", second) // found valid after the last moment without doubt
+		d.read("a", Want{}) // found valid after the last moment without doubt
+		d.read("b", Want{})
 		d.values["a"] = 10  // unlogged
 		before := d.loads
 		d.tracker.Doubt(map[coherence.ScopeHash]coherence.Instant{coherence.Namespace("n").Hash(): since})
