@@ -352,8 +352,12 @@ func TestI1DoubtedNamespace(t *testing.T) {
 		old := d.header("a")
 		since := d.tracker.Now()
 		pass(time.Second)
-		d.read("a", Want{}) // found valid after the last moment without doubt
-		d.read("b", Want{})
+		d.commit("c", 0, coherence.Namespace("other")) // all stamps of namespaces grow
+		if _, err := d.tracker.Barrier(d.t.Context()); err != nil {
+			d.t.Fatal(err)
+		}
+		d.read("a", second) // found valid after the last moment without doubt
+		d.read("b", second)
 		d.values["a"] = 10  // unlogged
 		before := d.loads
 		d.tracker.Doubt(map[coherence.ScopeHash]coherence.Instant{coherence.Namespace("n").Hash(): since})
