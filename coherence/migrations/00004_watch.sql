@@ -84,10 +84,10 @@ $$;
 -- Says that everything that a watch with these tags can tell of may have changed.
 create function freshet.log_watch(namespace text, tags text[]) returns void
 language sql set search_path = pg_catalog, pg_temp as $$
-    insert into freshet.log (kind, namespace, id)
-    select 'n'::"char", namespace, ''
-    union all select 't', '', t.tag from unnest(tags) t(tag) where t.tag !~ '[{]'
-    union all select 'a', '', '' where tags is null or exists (select from unnest(tags) t(tag) where t.tag ~ '[{]')
+    insert into freshet.log (kind, namespace, id, grace) -- at once, whatever grace the caller gives its own changes
+    select 'n'::"char", namespace, '', 0
+    union all select 't', '', t.tag, 0 from unnest(tags) t(tag) where t.tag !~ '[{]'
+    union all select 'a', '', '', 0 where tags is null or exists (select from unnest(tags) t(tag) where t.tag ~ '[{]')
 $$;
 -- +goose StatementEnd
 
