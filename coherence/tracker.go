@@ -233,6 +233,9 @@ func (t *Tracker) Grace(value ScopeHash, scopes []ScopeHash, snapshot Snapshot) 
 	if t.dir.gracedCount == 0 || !t.dir.CheckNote(value, snapshot) {
 		return Grace{}, false
 	}
+	if _, doubted := t.Doubted(scopes...); doubted {
+		return Grace{}, false // it may lack more
+	}
 	now := t.Now()
 	var all Grace
 	for _, scope := range scopes {

@@ -193,3 +193,18 @@ func TestI1GraceOfAGeneration(t *testing.T) {
 		}
 	})
 }
+
+// I1: the grace of a change excuses nothing else that the value may lack.
+func TestI1NoGraceInDoubt(t *testing.T) {
+	onDesk(t, func(d *desk) {
+		d.read("a", second)
+		d.writeWithGrace("a", 10, coherence.Entity("n", "a"))
+		if _, err := d.tracker.Barrier(d.t.Context()); err != nil {
+			d.t.Fatal(err)
+		}
+		d.tracker.Doubt(map[coherence.ScopeHash]coherence.Instant{coherence.Namespace("n").Hash(): 0})
+		if r := d.read("a", lenient); !r.Fresh || r.Value != 10 {
+			d.t.Errorf("%+v, want 10 from a load", r)
+		}
+	})
+}

@@ -661,6 +661,12 @@ var mutants = []mutant{
 		folder: "tiers", killer: "TestI1DoubtedNamespace",
 	},
 	{
+		name: "grace-in-doubt", guard: "nor is one excused by the grace of a change that is known",
+		file: "coherence/tracker.go",
+		old:  "\t\treturn Grace{}, false // it may lack more\n", with: "",
+		folder: "tiers", killer: "TestI1NoGraceInDoubt",
+	},
+	{
 		name: "drift-ignored", guard: "a node does not trust what it has of a table whose watch has a problem",
 		file: "node/watches.go",
 		old:  "\t\tn.tracker.Doubt(doubts)\n", with: "",
