@@ -28,6 +28,9 @@ const (
 	maxPriceCents  = 10_000_000_000 // a hundred million in whole units
 	maxStock       = 1_000_000_000  // pieces
 	maxID          = math.MaxInt64
+
+	maxCategoryName        = 100  // characters
+	maxCategoryDescription = 2000 // characters
 )
 
 // readObject reads a body that is one JSON object in one of the media types, within the timeout.
@@ -120,7 +123,7 @@ func (p *Product) apply(fields map[string]json.RawMessage, required []string) er
 			want = setInteger(&p.Stock, text, 0, maxStock)
 		case "attributes":
 			invalid = append(invalid, p.mergeAttributes(text)...)
-		case "id", "revision", "created_at", "updated_at":
+		case "id", "sale_price_cents", "revision", "created_at", "updated_at":
 			want = "is set by the service: leave it out"
 		default:
 			unknown = append(unknown, fault{
@@ -144,6 +147,71 @@ func (p *Product) apply(fields map[string]json.RawMessage, required []string) er
 		return invalidBody(invalid)
 	}
 	return nil
+}
+
+// A field of a body reads its JSON, or says what would be right.
+type field struct {
+	name     string
+	required bool
+	read     func(text json.RawMessage) (want string)
+}
+
+// readFields reads the fields that a client gave. It says all that is wrong with them.
+func readFields(given map[string]json.RawMessage, known ...field) error {
+	var unknown, invalid []fault
+	names := make([]string, len(known))
+	for i, f := range known {
+		names[i] = f.name
+		text, there := given[f.name]
+		want := ""
+		switch {
+		case there:
+			want = f.read(text)
+		case f.required:
+			want = "is required"
+		}
+		if want != "" {
+			invalid = append(invalid, fault{Pointer: pointer(f.name), Detail: want})
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(given)) {
+		if !slices.Contains(names, name) {
+			unknown = append(unknown, fault{Pointer: pointer(name), Detail: "unknown field: known are " + strings.Join(names, ", ")})
+		}
+	}
+	switch {
+	case len(unknown) > 0:
+		return badRequest(append(unknown, invalid...))
+	case len(invalid) > 0:
+		p := newProblem(http.StatusUnprocessableEntity, "invalid-body", "Invalid body", "The body cannot be as it is; errors says why.")
+		p.Errors = invalid
+		return p
+	}
+	return nil
+}
+
+func textOf(to *string, least, most int, allowed string) func(json.RawMessage) string {
+	return func(text json.RawMessage) string { return setText(to, text, least, most, allowed) }
+}
+
+func integerOf(to *int64, low, high int64) func(json.RawMessage) string {
+	return func(text json.RawMessage) string { return setInteger(to, text, low, high) }
+}
+
+// durationOf reads a text such as 90s or 1h30m.
+func durationOf(to *time.Duration, low, high time.Duration) func(json.RawMessage) string {
+	return func(text json.RawMessage) string {
+		var s string
+		d, err := time.Duration(0), error(nil)
+		if setString(&s, text) {
+			d, err = time.ParseDuration(s)
+		}
+		if s == "" || err != nil || d < low || d > high {
+			return fmt.Sprintf("want a text from %v to %v, such as 90s or 1h30m", low, high)
+		}
+		*to = d.Truncate(time.Millisecond)
+		return ""
+	}
 }
 
 // mergeAttributes sets the given attributes and removes those that are null.

@@ -1,6 +1,7 @@
 package shop
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"net/url"
@@ -27,6 +28,7 @@ type parameter struct {
 	read func(text string) (canonical, want string)
 }
 
+// listParameters are those of listConditions, in their order, and the page.
 var listParameters = []parameter{
 	{"category", integer(1, maxID)},
 	{"status", readStatus},
@@ -41,9 +43,23 @@ var listParameters = []parameter{
 // give the same one, which holds offset and limit always and the others when they narrow the list. Every
 // value in it is in bounds. When something is wrong, faults names all of it.
 func parseFilter(rawQuery string) (filter cluster.Params, faults []fault) {
+	filter, faults = parseParameters(rawQuery, listParameters, "known are category, status, min_price, max_price, search, offset and limit")
+	if faults == nil {
+		filter["offset"] = cmp.Or(filter["offset"], "0")
+		filter["limit"] = cmp.Or(filter["limit"], strconv.Itoa(DefaultLimit))
+	}
+	return filter, faults
+}
+
+// parseConditions reads the query of a count: a list's without its page.
+func parseConditions(rawQuery string) (filter cluster.Params, faults []fault) {
+	return parseParameters(rawQuery, listParameters[:len(listConditions)], "known are category, status, min_price, max_price and search")
+}
+
+func parseParameters(rawQuery string, parameters []parameter, known string) (filter cluster.Params, faults []fault) {
 	values, faults := parseQuery(rawQuery)
-	filter = cluster.Params{"offset": "0", "limit": strconv.Itoa(DefaultLimit)}
-	for _, p := range listParameters {
+	filter = cluster.Params{}
+	for _, p := range parameters {
 		given := values[p.name]
 		delete(values, p.name)
 		if len(given) == 0 {
@@ -62,7 +78,7 @@ func parseFilter(rawQuery string) (filter cluster.Params, faults []fault) {
 	if low, high := filter["min_price"], filter["max_price"]; low != "" && high != "" && number(low) > number(high) {
 		faults = append(faults, fault{Parameter: "min_price", Detail: fmt.Sprintf("%s is above max_price, %s: give a lower one", low, high)})
 	}
-	faults = append(faults, unknownParameters(values, "known are category, status, min_price, max_price, search, offset and limit")...)
+	faults = append(faults, unknownParameters(values, known)...)
 	if len(faults) > 0 {
 		return nil, faults
 	}

@@ -95,7 +95,7 @@ func (c *catalogue) replica(t *testing.T, change func(*node.Config)) *replica {
 	if err := n.Ready(ready); err != nil {
 		t.Fatal(err)
 	}
-	api, err := shop.New(n, shop.Options{Logger: slog.New(slog.DiscardHandler)})
+	api, err := shop.New(n, shop.Options{Logger: slog.New(slog.DiscardHandler), WriteBehind: len(config.NATS.URLs) > 0})
 	if err != nil {
 		t.Fatal(err)
 	}

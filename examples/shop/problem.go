@@ -116,7 +116,7 @@ func failure(ctx context.Context, err error) *problem {
 		return timeout(err)
 	case errors.Is(err, node.ErrOverloaded):
 		return newProblem(http.StatusServiceUnavailable, "overloaded", "Overloaded",
-			"Too many reads of the database are waiting.").with("Retry-After", "1").because(err)
+			"Too much is waiting for the database.").with("Retry-After", "1").because(err)
 	case errors.Is(err, node.ErrUncertain):
 		return newProblem(http.StatusServiceUnavailable, "uncertain", "Freshness cannot be proven",
 			"The database cannot be asked whether the answer is still right, and no stale answer is allowed.").with("Retry-After", "1").because(err)
@@ -126,10 +126,15 @@ func failure(ctx context.Context, err error) *problem {
 	case errors.Is(err, context.DeadlineExceeded), sqlState(err) == "57014": // a load's own limit; query_canceled
 		return timeout(err)
 	case unavailable(err):
-		return newProblem(http.StatusServiceUnavailable, "unavailable", "Database unavailable",
-			"The database did not take the request. A write may or may not have been made: read before repeating it.").with("Retry-After", "1").because(err)
+		return away(err)
 	}
 	return newProblem(http.StatusInternalServerError, "internal", "Internal error", "The service failed; its log says why.").because(err)
+}
+
+// away is the problem when the database, or the queue before it, is not there.
+func away(err error) *problem {
+	return newProblem(http.StatusServiceUnavailable, "unavailable", "Database unavailable",
+		"The database did not take the request. A write may or may not have been made: read before repeating it.").with("Retry-After", "1").because(err)
 }
 
 func timeout(err error) *problem {

@@ -21,20 +21,22 @@ func (s Status) valid() bool { return s == Draft || s == Active || s == Archived
 
 // Product is one thing in the catalogue.
 type Product struct {
-	ID          int64      `json:"id" db:"id"`
-	Name        string     `json:"name" db:"name"`
-	Description string     `json:"description" db:"description"`
-	CategoryID  int64      `json:"category_id" db:"category_id"`
-	PriceCents  int64      `json:"price_cents" db:"price_cents"` // hundredths of the currency
-	Status      Status     `json:"status" db:"status"`
-	Stock       int64      `json:"stock" db:"stock"` // pieces
-	Attributes  Attributes `json:"attributes" db:"attributes"`
-	Revision    int64      `json:"revision" db:"revision"` // 1 at first; every update by whomever adds 1
-	CreatedAt   time.Time  `json:"created_at" db:"created_at"`
-	UpdatedAt   time.Time  `json:"updated_at" db:"updated_at"`
+	ID          int64  `json:"id" db:"id"`
+	Name        string `json:"name" db:"name"`
+	Description string `json:"description" db:"description"`
+	CategoryID  int64  `json:"category_id" db:"category_id"`
+	PriceCents  int64  `json:"price_cents" db:"price_cents"` // hundredths of the currency
+	// SalePriceCents is what it costs while a sale of it is on; nil = none is.
+	SalePriceCents *int64     `json:"sale_price_cents" db:"sale_price_cents"`
+	Status         Status     `json:"status" db:"status"`
+	Stock          int64      `json:"stock" db:"stock"` // pieces
+	Attributes     Attributes `json:"attributes" db:"attributes"`
+	Revision       int64      `json:"revision" db:"revision"` // 1 at first; every update by whomever adds 1
+	CreatedAt      time.Time  `json:"created_at" db:"created_at"`
+	UpdatedAt      time.Time  `json:"updated_at" db:"updated_at"`
 }
 
-// Category is a shelf of the catalogue. Categories are changed in the database only.
+// Category is a shelf of the catalogue. Categories come and go in the database only.
 type Category struct {
 	ID          int64     `json:"id" db:"id"`
 	Slug        string    `json:"slug" db:"slug"` // the name in lower case with hyphens, unique

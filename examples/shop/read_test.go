@@ -93,7 +93,7 @@ func TestReadsAreLabelled(t *testing.T) {
 	_, list := get[any](t, first, "/products?category=1")
 	_, all := get[any](t, first, "/products")
 	_, one := get[any](t, first, "/products/1")
-	if got := []string{list.header.Get("Surrogate-Key"), all.header.Get("Surrogate-Key"), one.header.Get("Surrogate-Key")}; !slices.Equal(got, []string{"category:1", "product", "product:1"}) {
+	if got := []string{list.header.Get("Surrogate-Key"), all.header.Get("Surrogate-Key"), one.header.Get("Surrogate-Key")}; !slices.Equal(got, []string{"category:1 sale", "product sale", "product:1"}) {
 		t.Errorf("surrogate keys: %q", got)
 	}
 }
@@ -205,6 +205,9 @@ func TestListsAreWhatSQLFinds(t *testing.T) {
 		if err := c.db.SelectContext(t.Context(), &want, "select id from products where "+condition+" order by id", arguments...); err != nil {
 			t.Fatal(err)
 		}
+		if count, _ := get[int](t, r, "/products/count?"+filter.Encode()); count != len(want) {
+			t.Errorf("%s: counted %d, want %d", filter.Encode(), count, len(want))
+		}
 		offset, limit := random.IntN(max(1, len(want))+5), 1+random.IntN(100)
 		filter.Set("offset", strconv.Itoa(offset))
 		filter.Set("limit", strconv.Itoa(limit))
@@ -217,6 +220,10 @@ func TestListsAreWhatSQLFinds(t *testing.T) {
 		if page.Total != int64(len(want)) || page.Offset != int64(offset) || page.Limit != int64(limit) || page.Items == nil || !slices.Equal(got, expect) {
 			t.Errorf("%s: got %d of %d, at %d, limit %d: %d\nwant %d of %d: %d", filter.Encode(), len(got), page.Total, page.Offset, page.Limit, got, len(expect), len(want), expect)
 		}
+	}
+	c.exec(t, `delete from products where id = 1`)
+	if count, a := get[int](t, r, "/products/count", "Freshet-Budget", "0"); count != 3000 || a.header.Get("Surrogate-Key") != "product" {
+		t.Errorf("after a deletion: counted %d, %v", count, a.header)
 	}
 	if page, _ := get[shop.CategoryPage](t, r, "/categories"); page.Total != 8 || len(page.Items) != 8 || !slices.IsSortedFunc(page.Items, func(a, b shop.Category) int { return strings.Compare(a.Name, b.Name) }) {
 		t.Errorf("categories: %+v", page)
@@ -274,7 +281,7 @@ func TestListsFollowTheirCategory(t *testing.T) {
 	if after, _ = read(); after[lists3].Total != 0 || len(after[lists3].Items) != 0 {
 		t.Errorf("after a bulk delete: %d of %d", len(after[lists3].Items), after[lists3].Total)
 	}
-	c.exec(t, `truncate products`)
+	c.exec(t, `truncate products cascade`) // and their sales
 	if after, _ = read(); after[all].Total != 0 || after[lists2].Total != 0 {
 		t.Errorf("after truncate: %+v", after)
 	}
@@ -324,6 +331,7 @@ func TestBadReadsNameWhatIsWrong(t *testing.T) {
 		{"/products?limit=101&offset=-1&status=x&page=2", nil, []string{"status", "offset", "limit", "page"}},
 		{"/products?min_price=5&max_price=4", nil, []string{"min_price"}},
 		{"/products?limit=1&limit=1", nil, []string{"limit"}},
+		{"/products/count?limit=1&status=x", nil, []string{"status", "limit"}},
 		{"/products/0", nil, []string{"id"}},
 		{"/products/-1", nil, []string{"id"}},
 		{"/products/01", nil, []string{"id"}},
@@ -363,8 +371,9 @@ func TestWrongMethodsAndPaths(t *testing.T) {
 	for path, allow := range map[string]string{
 		"/products":     "GET, HEAD, OPTIONS, POST",
 		"/products/1":   "DELETE, GET, HEAD, OPTIONS, PATCH",
+		"/carts/1":      "DELETE, GET, HEAD, OPTIONS, PUT",
 		"/categories":   "GET, HEAD, OPTIONS",
-		"/categories/1": "GET, HEAD, OPTIONS",
+		"/categories/1": "GET, HEAD, OPTIONS, PUT",
 		"/openapi.yaml": "GET, HEAD, OPTIONS",
 	} {
 		for _, method := range []string{"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "TRACE", "BREW"} {

@@ -72,20 +72,30 @@ func label[V any](h http.Header, s session, entry node.Entry[V], keys []string) 
 		fresh = "fresh"
 	}
 	h.Set("Freshet-Fresh", fresh)
-	h.Set("Freshet-Staleness-Bound", strconv.FormatInt(int64(math.Ceil(float64(entry.Age)/float64(time.Millisecond))), 10))
-	h.Set("Freshet-Tier", entry.Tier.String())
-	h.Set("Age", strconv.FormatInt(int64(entry.Age/time.Second), 10))
-	h.Set("Cache-Status", cacheStatus(entry.Tier, entry.Fresh, entry.TTL))
 	h.Set("Surrogate-Key", strings.Join(keys, " "))
+	if entry.Pending { // nothing is known of it but that it is newer than what Postgres has
+		h.Set("Freshet-Pending", "true")
+		h.Set("Cache-Status", "freshet-l1; hit; detail=pending")
+		return
+	}
+	h.Set("Freshet-Staleness-Bound", strconv.FormatInt(int64(math.Ceil(float64(entry.Age)/float64(time.Millisecond))), 10))
+	h.Set("Age", strconv.FormatInt(int64(entry.Age/time.Second), 10))
+	if entry.Tier != 0 { // else it is made of several entries, from wherever each was
+		h.Set("Freshet-Tier", entry.Tier.String())
+		h.Set("Cache-Status", cacheStatus(entry))
+	}
 }
 
 // cacheStatus is the value of the header of RFC 9211: the cache closest to Postgres comes first.
-func cacheStatus(tier node.Tier, fresh bool, ttl time.Duration) string {
-	found := fmt.Sprintf("; ttl=%d", int64(math.Floor(ttl.Seconds())))
-	if !fresh {
+func cacheStatus[V any](entry node.Entry[V]) string {
+	found := fmt.Sprintf("; ttl=%d", int64(math.Floor(entry.TTL.Seconds())))
+	switch {
+	case entry.Grace > 0:
+		found += "; detail=grace"
+	case !entry.Fresh:
 		found += "; detail=stale"
 	}
-	switch tier {
+	switch entry.Tier {
 	case node.TierL1:
 		return "freshet-l1; hit" + found
 	case node.TierL2:

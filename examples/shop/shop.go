@@ -18,7 +18,9 @@ type Options struct {
 	Timeout    time.Duration // of a request, from its headers to its answer; 0 = 10 s, at most 1 min
 	MaxEntries int           // products that each replica keeps in its memory (L1); 0 = the node's default
 	WarmUp     bool          // fill the caches before the node is ready: see warmUps
-	Logger     *slog.Logger  // for requests that fail by the service's fault; nil = slog.Default()
+	// WriteBehind: carts are written behind, by NATS JetStream, which the node must have; else through.
+	WriteBehind bool
+	Logger      *slog.Logger // for requests that fail by the service's fault; nil = slog.Default()
 }
 
 func (o Options) timeout() time.Duration { return cmp.Or(o.Timeout, 10*time.Second) }
@@ -43,15 +45,18 @@ func (o Options) validate() error {
 
 // API answers the HTTP requests of the catalogue from the caches of one node.
 type API struct {
-	node    *node.Node
-	timeout time.Duration
-	log     *slog.Logger
-	buffers sync.Pool // of *bytes.Buffer, for the bodies of answers
+	node        *node.Node
+	timeout     time.Duration
+	writeBehind bool
+	log         *slog.Logger
+	buffers     sync.Pool // of *bytes.Buffer, for the bodies of answers
 
 	products     *node.Cache[Product]
 	productPages *node.QueryCache[ProductPage]
+	productCount *node.QueryCache[int64]
 	categories   *node.Cache[Category]
 	categoryPage *node.QueryCache[CategoryPage]
+	carts        *node.Cache[Cart]
 }
 
 // What is asked for again and again never expires under a request, and where the node allows STALE answers (its
@@ -59,14 +64,14 @@ type API struct {
 const softTimeout = 2 * time.Second
 
 // New makes the API on n, whose Postgres holds the tables of Migrate. The caller closes n, after the last
-// request. One node takes one API: the namespaces product and category are its own.
+// request. One node takes one API: the namespaces product, category and cart are its own.
 func New(n *node.Node, o Options) (*API, error) {
 	if err := o.validate(); err != nil {
 		return nil, fmt.Errorf("shop: %w", err)
 	}
-	a := &API{node: n, timeout: o.timeout(), log: o.logger()}
+	a := &API{node: n, timeout: o.timeout(), writeBehind: o.WriteBehind, log: o.logger()}
 	refresh := node.Refresh{Ahead: 0.8, Beta: 1}
-	var errs [4]error
+	var errs [6]error
 	var warm warmUps
 	if o.WarmUp {
 		warm = allWarmUps()
@@ -81,13 +86,20 @@ func New(n *node.Node, o Options) (*API, error) {
 		Tags: func(filter cluster.Params, _ ProductPage) []string { return listTags(filter) },
 	})
 	a.categories, errs[2] = node.NewCache(n, node.CacheConfig[Category]{
-		Namespace: "category", Source: node.SQL[Category](categoriesByID),
+		Namespace: "category", Source: node.SQL[Category](categoriesByID), Store: categoryStore{},
 		WarmUp: warm.categories, Refresh: refresh, SoftTimeout: softTimeout,
 	})
 	a.categoryPage, errs[3] = node.NewQueryCache(n, node.QueryConfig[CategoryPage]{
 		Namespace: "category", View: "page", WarmUp: warm.categoryPage, Refresh: refresh, SoftTimeout: softTimeout,
 		Query: func(cluster.Params) (string, []any, error) { return categoryList, nil, nil },
 		Tags:  func(cluster.Params, CategoryPage) []string { return []string{"category"} },
+	})
+	a.productCount, errs[4] = node.NewQueryCache(n, node.QueryConfig[int64]{
+		Namespace: "product", View: "count", Query: productCount, Refresh: refresh, SoftTimeout: softTimeout,
+		Tags: func(filter cluster.Params, _ int64) []string { return countTags(filter) },
+	})
+	a.carts, errs[5] = node.NewCache(n, node.CacheConfig[Cart]{
+		Namespace: "cart", Source: node.SQL[Cart](cartsByID), Store: cartStore(), WriteBehind: o.WriteBehind,
 	})
 	if err := errors.Join(errs[:]...); err != nil {
 		return nil, fmt.Errorf("shop: %w", err)
@@ -107,9 +119,14 @@ type handler func(w http.ResponseWriter, r *http.Request, s session) error
 func (a *API) routes() []route {
 	return []route{
 		{"/products", map[string]handler{"GET": a.listProducts, "POST": a.createProduct}},
+		{"/products/count", map[string]handler{"GET": a.countProducts}},
 		{"/products/{id}", map[string]handler{"GET": a.getProduct, "PATCH": a.patchProduct, "DELETE": a.deleteProduct}},
+		{"/products/{id}/sale", map[string]handler{"POST": a.putSale}},
+		{"/quotes", map[string]handler{"GET": a.getQuote}},
+		{"/carts/{id}", map[string]handler{"GET": a.getCart, "PUT": a.putCart, "DELETE": a.deleteCart}},
 		{"/categories", map[string]handler{"GET": a.listCategories}},
-		{"/categories/{id}", map[string]handler{"GET": a.getCategory}},
+		{"/categories/{id}", map[string]handler{"GET": a.getCategory, "PUT": a.putCategory}},
+		{"/categories/{id}/page", map[string]handler{"GET": a.viewCategory}},
 		{"/openapi.yaml", map[string]handler{"GET": a.getDescription}},
 	}
 }
@@ -133,6 +150,15 @@ func (a *API) listProducts(w http.ResponseWriter, r *http.Request, s session) er
 	return answer(a, w, r, s, entry, err, listTags(filter)...)
 }
 
+func (a *API) countProducts(w http.ResponseWriter, r *http.Request, s session) error {
+	filter, faults := parseConditions(r.URL.RawQuery)
+	if faults != nil {
+		return badRequest(faults)
+	}
+	entry, err := a.productCount.Lookup(r.Context(), filter, s.options...)
+	return answer(a, w, r, s, entry, err, countTags(filter)...)
+}
+
 func (a *API) getProduct(w http.ResponseWriter, r *http.Request, s session) error {
 	id, err := identify(r)
 	if err != nil {
@@ -140,23 +166,6 @@ func (a *API) getProduct(w http.ResponseWriter, r *http.Request, s session) erro
 	}
 	entry, err := a.products.Lookup(r.Context(), id, s.options...)
 	return answer(a, w, r, s, entry, err, "product:"+id)
-}
-
-func (a *API) listCategories(w http.ResponseWriter, r *http.Request, s session) error {
-	if faults := noParameters(r.URL.RawQuery); faults != nil {
-		return badRequest(faults)
-	}
-	entry, err := a.categoryPage.Lookup(r.Context(), cluster.Params{}, s.options...)
-	return answer(a, w, r, s, entry, err, "category")
-}
-
-func (a *API) getCategory(w http.ResponseWriter, r *http.Request, s session) error {
-	id, err := identify(r)
-	if err != nil {
-		return err
-	}
-	entry, err := a.categories.Lookup(r.Context(), id, s.options...)
-	return answer(a, w, r, s, entry, err, "category:"+id)
 }
 
 // identify reads the request for one thing: the id in its path, and no parameters.
@@ -178,9 +187,12 @@ func answer[V any](a *API, w http.ResponseWriter, r *http.Request, s session, en
 	if err != nil {
 		return notFound("There is nothing with this id.")
 	}
+	w.Header().Set("Cache-Control", "private, max-age=0, must-revalidate")
+	if entry.Pending { // it has no version yet
+		return a.send(w, http.StatusOK, entry.Value)
+	}
 	tag := entityTag(entry.Version)
 	w.Header().Set("ETag", tag)
-	w.Header().Set("Cache-Control", "private, max-age=0, must-revalidate")
 	if list, ok := parseTagList(r.Header.Values("If-None-Match")); ok && list.matchesWeakly(tag) {
 		w.WriteHeader(http.StatusNotModified)
 		return nil

@@ -101,7 +101,8 @@ func (r *Replica) open(ctx context.Context) error {
 		return err
 	}
 	r.node.Store(n)
-	api, err := shop.New(n, shop.Options{Logger: r.log, WarmUp: true}) //nolint:contextcheck // what a cache starts lives as long as its node
+	options := shop.Options{Logger: r.log, WarmUp: true, WriteBehind: len(r.config.NATS) > 0}
+	api, err := shop.New(n, options) //nolint:contextcheck // what a cache starts lives as long as its node
 	if err != nil {
 		return err
 	}
