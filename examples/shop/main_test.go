@@ -77,6 +77,8 @@ func (c *catalogue) replica(t *testing.T, change func(*node.Config)) *replica {
 		Redis:    node.RedisConfig{Addrs: stacktest.Stack().Redis.Addrs()},
 		NATS:     node.NATSConfig{URLs: []string{stacktest.Stack().NATS.URL()}},
 		Logger:   slog.New(slog.DiscardHandler),
+		// JetStream sets that much aside for each application's stream, and a test has one of its own.
+		WriteBehind: node.WriteBehind{MaxBytes: 1 << 20},
 	}
 	if change != nil {
 		change(&config)
@@ -90,13 +92,13 @@ func (c *catalogue) replica(t *testing.T, change func(*node.Config)) *replica {
 			t.Errorf("close the node: %v", err)
 		}
 	})
+	api, err := shop.New(n, shop.Options{Logger: slog.New(slog.DiscardHandler), WriteBehind: len(config.NATS.URLs) > 0})
+	if err != nil {
+		t.Fatal(err)
+	}
 	ready, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
 	if err := n.Ready(ready); err != nil {
-		t.Fatal(err)
-	}
-	api, err := shop.New(n, shop.Options{Logger: slog.New(slog.DiscardHandler), WriteBehind: len(config.NATS.URLs) > 0})
-	if err != nil {
 		t.Fatal(err)
 	}
 	server := httptest.NewServer(api.Handler())
