@@ -9,11 +9,13 @@
 // # Model
 //
 // Postgres is the authority; everything that a replica answers came from it through the node's caches.
-// Four of them exist: products and categories by id, and the pages of their lists by filter. The tables are
+// Six of them exist: products, categories and carts by id, the pages of lists by filter, and a count. The tables are
 // watched by freshet.watch, so a change by psql or by another service is seen like one that came through
 // here. A list of one category depends on the tag category:<id>, any other list of products on the tag
-// product. Lists and their totals come from one statement, hence from one snapshot. With Options.WarmUp a
-// replica fills them before it is ready (warmup.go).
+// product, and each on the tag sale: when sales begin and end is scheduled (sales.go). Lists and their totals come from one statement, hence from one snapshot. With Options.WarmUp a
+// replica fills those of the catalogue before it is ready (warmup.go). Carts are written behind
+// (carts.go), categories through (categories.go), and what has to fit together is read as of one snapshot
+// (quotes.go). README.md lists which route shows what.
 //
 // # Freshness over HTTP
 //
@@ -27,6 +29,7 @@
 //
 //   - Freshet-Fresh: fresh or stale. Fresh is a proof, not a hope: see the package node.
 //   - Freshet-Staleness-Bound: milliseconds, rounded up; no commit older than this is missing.
+//   - Freshet-Pending: true for a cart that is not in Postgres yet; it is newer than what is there, and stale.
 //   - Freshet-Tier: l1, l2, owner or source: where the value was.
 //   - Freshet-Token: send it with the next request to any replica, and its answer will not go back behind
 //     this one. It covers the tokens of the request too, so the latest one is enough. Answers of writes carry
@@ -36,6 +39,6 @@
 //
 // # What is not promised
 //
-// There is no authentication: put the API behind something that has it. Money has no currency: a catalogue
+// There is no authentication: put the API behind something that has it. Who knows the id of a cart has the cart. Money has no currency: a catalogue
 // has one. Two pages of a list that were read one after the other come from two snapshots.
 package shop

@@ -10,7 +10,7 @@ import (
 // popularProducts are those that a shop shows first: what is for sale and in stock, in the order of the lists.
 const popularProducts = `select id from products where status = 'active' and stock > 0 order by id limit 1000`
 
-// warmUps are those of the four caches.
+// warmUps are those of the four caches of the catalogue.
 type warmUps struct {
 	products, categories       node.WarmUp
 	productPages, categoryPage node.QueryWarmUp
