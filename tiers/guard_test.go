@@ -358,7 +358,7 @@ func TestI1DoubtedNamespace(t *testing.T) {
 		}
 		d.read("a", second) // found valid after the last moment without doubt
 		d.read("b", second)
-		d.values["a"] = 10  // unlogged
+		d.values["a"] = 10 // unlogged
 		before := d.loads
 		d.tracker.Doubt(map[coherence.ScopeHash]coherence.Instant{coherence.Namespace("n").Hash(): since})
 		for n := range 3 {
