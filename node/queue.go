@@ -26,8 +26,9 @@ import (
 // stream's: of replicas that say different things the last to open counts.
 type WriteBehind struct {
 	// MaxPending and MaxBytes bound what waits in the stream, over all namespaces; 0 = 10,000 messages and
-	// 64 MiB, at most 1,000,000 and 16 GiB. Beyond them PutLater fails with [ErrOverloaded]. Each replica holds
-	// the values of the caches that it has in memory.
+	// 64 MiB, at most 1,000,000 and 16 GiB. Beyond them PutLater fails with [ErrOverloaded]. JetStream
+	// sets MaxBytes of its store aside: where it has less left, PutLater fails, and the log says why. Each
+	// replica holds the values of the caches that it has in memory.
 	MaxPending int
 	MaxBytes   int64
 	// Replicas of the stream among the servers of a NATS cluster, 1 to 5; 0 = 1.
