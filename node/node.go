@@ -42,6 +42,8 @@ type Node struct {
 	relays   atomic.Pointer[relays] // nil = none
 	hot      *hotIDs                // nil = none
 	puts     atomic.Pointer[queue]  // nil = no cache writes behind
+	asks     *asks                  // nil = none
+	window   window                 // of the summary
 
 	stop context.CancelFunc // ends the membership
 	work sync.WaitGroup
@@ -102,6 +104,7 @@ func openOn(c Config, provide func(*Node) (parts, error)) (*Node, error) {
 		config: c, id: c.id(), boot: newBoot(), due: newAlarm(), watches: newWatches(),
 		caches: map[cacheName]cache{}, warmUps: map[cacheName]*warmUp{},
 	}
+	n.window.since = time.Now()
 	n.life, n.end = context.WithCancel(context.Background())
 	n.log = c.logger().With("node", n.id)
 	var err error
@@ -169,6 +172,9 @@ func (n *Node) join() error {
 		return err
 	}
 	if n.hot, err = openHot(n); err != nil {
+		return err
+	}
+	if n.asks, err = openAsks(n); err != nil {
 		return err
 	}
 	if c := n.config.relayFrom(); c >= 0 {
@@ -258,6 +264,9 @@ func (n *Node) close() error {
 	}
 	if n.hot != nil {
 		n.hot.close()
+	}
+	if n.asks != nil {
+		n.asks.close()
 	}
 	if r := n.relays.Load(); r != nil {
 		r.close()

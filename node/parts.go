@@ -80,6 +80,9 @@ type natsLink struct {
 
 func (l natsLink) Close() { l.nats.Close() }
 
+// Connected reports whether there is a connection now.
+func (l natsLink) Connected() bool { return l.nats.IsConnected() }
+
 // connectNATS prepares the connection to NATS: it never gives up, and never buffers what cannot be sent.
 func (n *Node) connectNATS(missed func()) (link, error) {
 	options := []nats.Option{

@@ -17,6 +17,12 @@ type nodeCounts struct {
 type Stats struct {
 	ID   string `json:"id"`
 	Boot uint64 `json:"boot"`
+	// Budget in seconds is the default of reads: [Config.Budget].
+	Budget float64 `json:"budget_seconds"`
+	// HasRedis and HasNATS say whether the node was given them; Connected whether there is a connection to NATS.
+	HasRedis  bool `json:"has_redis"`
+	HasNATS   bool `json:"has_nats"`
+	Connected bool `json:"nats_connected"`
 	// PollAge in seconds bounds the staleness of FRESH answers; a day if nothing is known.
 	PollAge     float64 `json:"poll_age_seconds"`
 	PollSeconds float64 `json:"poll_seconds"` // duration of the last poll
@@ -159,7 +165,8 @@ func (n *Node) Stats() Stats {
 	t := n.tracker.Stats()
 	b := n.bulkhead.Stats()
 	s := Stats{
-		ID: n.id, Boot: n.boot, PollAge: n.pollAge().Seconds(), PollSeconds: t.PollTime.Seconds(),
+		ID: n.id, Boot: n.boot, Budget: n.config.budget().Seconds(), HasRedis: n.l2 != nil, HasNATS: n.conn != nil, Connected: n.connected(),
+		PollAge: n.pollAge().Seconds(), PollSeconds: t.PollTime.Seconds(),
 		Polls: t.Polls, PollErrors: t.PollErrors, Changes: t.Changes, Flushes: t.Flushes, Writes: n.counts.writes.Load(),
 		GenerationChanges: t.Regenerations, Cleaned: n.counts.cleaned.Load(),
 		HintsReceived: n.counts.hintsHeard.Load(), HintGaps: t.HintsMissed, HintsRefused: t.HintsRefused,
@@ -197,6 +204,14 @@ func (n *Node) Stats() Stats {
 		s.Namespaces = append(s.Namespaces, stats)
 	}
 	return s
+}
+
+// connected reports whether there is a connection to the bus; of one that cannot tell, that there is.
+func (n *Node) connected() bool {
+	if c, ok := n.conn.(interface{ Connected() bool }); ok {
+		return c.Connected()
+	}
+	return n.conn != nil
 }
 
 // describePuts adds what is known of a cache's later puts.

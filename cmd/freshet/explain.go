@@ -25,7 +25,7 @@ proven. Change a product behind the API's back, and read it again:
 
 `, s.url, min(42, s.options.products), s.stack.Postgres.DSN())
 	for _, c := range s.running() {
-		fmt.Fprintf(&b, "  %-10s  api http://%s  metrics http://%s/metrics  stats http://%s/stats  (process %d)\n",
+		fmt.Fprintf(&b, "  %-10s  api http://%s  metrics http://%s/metrics  stats http://%s/admin/v1/stats  (process %d)\n",
 			c.id, c.api, c.admin, c.admin, c.command.Process.Pid)
 	}
 	fmt.Fprintf(&b, "  redis       %s\n", strings.Join(s.stack.Redis.Addrs(), " "))

@@ -22,9 +22,10 @@ func newServe() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "serve",
 		Short: "Run one replica of the shop",
-		Long: `Run one replica of the shop: its API, and an admin port with /metrics, /stats, and
-the probes /startupz, /readyz and /livez. It starts, and stays ready, also while
-Redis, NATS or Postgres are down.
+		Long: `Run one replica of the shop: its API, and an admin port with /metrics, the probes
+/startupz, /readyz and /livez, and what operators see and steer, as its
+/admin/v1/openapi.yaml describes. It starts, and stays ready, also while Redis, NATS
+or Postgres are down.
 
 It prints one line on standard output when both ports are open:
   replica ID api http://HOST:PORT admin http://HOST:PORT
@@ -47,7 +48,8 @@ flags, which other users of the machine can see.`,
 	f.StringVar(&c.App, "app", "shop", "name of the application: part of keys and subjects, shared by its replicas")
 	f.StringVar(&c.ID, "id", "", "name of this replica among its peers (default: host name and process id)")
 	f.StringVar(&c.Listen, "listen", "127.0.0.1:8080", "address of the API; port 0 takes any free one")
-	f.StringVar(&c.Admin, "admin", "127.0.0.1:9090", "address of metrics, stats and probes; they ask for no credential")
+	f.StringVar(&c.Admin, "admin", "127.0.0.1:9090", "address of metrics, probes and what operators see and steer; reading asks for no credential")
+	f.StringVar(&c.AdminTokenFile, "admin-token-file", "", "file with the token, 32 bytes or more, for what changes anything on the admin port (default: nothing can be changed there)")
 	f.StringVar(&c.Advertise, "advertise", "", "address at which peers and operators reach the API (default: what --listen became)")
 	f.StringVar(&c.Postgres, "postgres", "", "DSN of the source, such as postgres://user@host:5432/shop (required)")
 	f.StringSliceVar(&c.Redis, "redis", nil, "addresses of servers of the Redis Cluster (default: no L2)")

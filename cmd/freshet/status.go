@@ -142,7 +142,7 @@ func (s *stand) read(ctx context.Context) reading {
 
 // stats are one replica's; nil when it does not answer.
 func (s *stand) stats(ctx context.Context, c *child) *node.Stats {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+c.admin+"/stats", nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+c.admin+"/admin/v1/stats", nil)
 	if err != nil {
 		return nil
 	}

@@ -20,7 +20,7 @@ type Source interface {
 type Replica struct {
 	ID    string // as in its Freshet-Replica header
 	API   string // host:port of the shop's routes
-	Admin string // host:port of /stats; "" = its counters are not read
+	Admin string // host:port of /admin/v1/stats; "" = its counters are not read
 }
 
 // Budget is a freshness budget and how often reads ask for it.

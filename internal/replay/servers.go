@@ -91,7 +91,7 @@ const (
 func readStats(ctx context.Context, client *http.Client, admin string) (reading, error) {
 	ctx, cancel := context.WithTimeout(ctx, statsLimit)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+admin+"/stats", nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+admin+"/admin/v1/stats", nil)
 	if err != nil {
 		return reading{}, err
 	}

@@ -132,7 +132,7 @@ func (s *shop) running() []replay.Replica {
 func (r *shopReplica) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	h := w.Header()
 	h.Set("Freshet-Replica", r.id)
-	if req.URL.Path == "/stats" {
+	if req.URL.Path == "/admin/v1/stats" {
 		fmt.Fprintf(w, `{"ID":%q,"Boot":1,"Namespaces":[{"l1_hits":%d,"loads":%d}]}`, r.id, r.hits.Load(), r.loads.Load())
 		return
 	}

@@ -29,6 +29,9 @@ type Config struct {
 	Listen string
 	// Admin is the host:port of metrics, probes and stats; "" = 127.0.0.1:9090. Port 0 = any free one.
 	Admin string
+	// AdminTokenFile is the path of a file with the token of the admin port, at least 32 bytes; "" = none, and
+	// nothing can be changed there.
+	AdminTokenFile string
 	// Advertise is the host:port at which peers and operators reach the API; "" = what Listen became.
 	Advertise string
 	// Postgres is the DSN of the source: a postgres:// URL or key=value text, as lib/pq reads it.

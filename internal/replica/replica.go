@@ -17,6 +17,7 @@ import (
 
 	"github.com/freshet-cache/freshet/examples/shop"
 	"github.com/freshet-cache/freshet/node"
+	"github.com/freshet-cache/freshet/node/admin"
 )
 
 // Replica is the process as a value: [Listen], then [Replica.Run], then [Replica.Close].
@@ -29,9 +30,9 @@ type Replica struct {
 	apiListener, adminListener net.Listener
 	api, admin                 *http.Server
 
-	node     atomic.Pointer[node.Node] // nil until it is open
-	started  atomic.Bool               // /startupz
-	draining atomic.Bool               // /readyz
+	seen    *admin.API                // what the admin port serves
+	node    atomic.Pointer[node.Node] // nil until it is open
+	started atomic.Bool
 }
 
 // Listen validates the configuration and takes both ports, so that [Replica.API] and
@@ -47,6 +48,9 @@ func Listen(ctx context.Context, c Config) (*Replica, error) {
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 	)
 	var err error
+	if r.seen, err = admin.New(admin.Config{TokenFile: c.AdminTokenFile, Gatherer: r.registry, Logger: r.log}); err != nil {
+		return nil, err
+	}
 	var listen net.ListenConfig
 	if r.apiListener, err = listen.Listen(ctx, "tcp", c.listen()); err != nil {
 		return nil, fmt.Errorf("replica: API port: %w", err)
@@ -73,7 +77,7 @@ func (r *Replica) Run(ctx context.Context) error {
 	failed := make(chan error, 2) // from the two servers, each at most once
 
 	// Start: admin port, node, API port. Stop, in stop: API port, node, admin port.
-	r.admin = r.server(r.adminRoutes())
+	r.admin = r.server(r.seen)
 	serving.Go(func() { failed <- serve(r.admin, r.adminListener) })
 
 	err := r.open(ctx)
@@ -83,6 +87,7 @@ func (r *Replica) Run(ctx context.Context) error {
 	}
 	if err == nil {
 		r.started.Store(true)
+		r.seen.Started()
 		r.log.Info("replica started", "api", r.API(), "admin", r.Admin())
 		select {
 		case <-ctx.Done():
@@ -101,6 +106,7 @@ func (r *Replica) open(ctx context.Context) error {
 		return err
 	}
 	r.node.Store(n)
+	r.seen.Use(n)
 	options := shop.Options{Logger: r.log, WarmUp: true, WriteBehind: len(r.config.NATS) > 0}
 	api, err := shop.New(n, options) //nolint:contextcheck // what a cache starts lives as long as its node
 	if err != nil {
@@ -136,7 +142,7 @@ func (r *Replica) waitReady(ctx context.Context, failed <-chan error) error {
 
 // stop drains and closes; see the package's doc. It is bounded by the drain's delay and timeout.
 func (r *Replica) stop(ctx context.Context) error {
-	r.draining.Store(true)
+	r.seen.Draining()
 	began := time.Now()
 	var errs []error
 	if r.started.Load() {

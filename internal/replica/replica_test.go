@@ -161,8 +161,8 @@ func TestServesTheShop(t *testing.T) {
 		t.Errorf("/metrics: %d, %d bytes", code, len(body))
 	}
 	var stats node.Stats
-	if code, _, body := u.mustGet(t, u.Admin()+"/stats"); code != 200 || json.Unmarshal([]byte(body), &stats) != nil || stats.ID != "r1" || !slices.ContainsFunc(stats.Namespaces, func(n node.NamespaceStats) bool { return n.Namespace == "product" && n.Reads > 0 }) {
-		t.Errorf("/stats: %d %s", code, body)
+	if code, _, body := u.mustGet(t, u.Admin()+"/admin/v1/stats"); code != 200 || json.Unmarshal([]byte(body), &stats) != nil || stats.ID != "r1" || !slices.ContainsFunc(stats.Namespaces, func(n node.NamespaceStats) bool { return n.Namespace == "product" && n.Reads > 0 }) {
+		t.Errorf("/admin/v1/stats: %d %s", code, body)
 	}
 	if code, _, _ := u.mustGet(t, u.Admin()+"/products/7"); code != 404 {
 		t.Errorf("the admin port serves the API: %d", code)
@@ -238,8 +238,8 @@ func TestStartsWithEverythingDown(t *testing.T) {
 	if code != 503 || header.Get("Content-Type") != "application/problem+json" {
 		t.Errorf("a read got %d %s, want 503 with a problem", code, body)
 	}
-	if code := u.probe("/stats"); code != 200 {
-		t.Errorf("/stats: %d", code)
+	if code := u.probe("/admin/v1/stats"); code != 200 {
+		t.Errorf("/admin/v1/stats: %d", code)
 	}
 }
 
