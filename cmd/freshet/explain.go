@@ -23,10 +23,14 @@ proven. Change a product behind the API's back, and read it again:
 
   psql '%[3]s' -c 'update products set stock = stock + 1 where id = %[2]d'
 
-`, s.url, min(42, s.options.products), s.stack.Postgres.DSN())
+See and steer the replicas, from another terminal:
+
+  export FRESHET_ADMIN_URL=http://%[4]s FRESHET_ADMIN_TOKEN_FILE=%[5]s
+
+`, s.url, min(42, s.options.products), s.stack.Postgres.DSN(), s.running()[0].admin, s.token)
 	for _, c := range s.running() {
-		fmt.Fprintf(&b, "  %-10s  api http://%s  metrics http://%s/metrics  stats http://%s/admin/v1/stats  (process %d)\n",
-			c.id, c.api, c.admin, c.admin, c.command.Process.Pid)
+		fmt.Fprintf(&b, "  %-10s  api http://%s  admin http://%s  (process %d)\n",
+			c.id, c.api, c.admin, c.command.Process.Pid)
 	}
 	fmt.Fprintf(&b, "  redis       %s\n", strings.Join(s.stack.Redis.Addrs(), " "))
 	fmt.Fprintf(&b, "  nats        %s\n\n", s.stack.NATS.URL())

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -27,6 +28,7 @@ type stand struct {
 	balancer *balance.Balancer
 	front    *http.Server
 	url      string // of the balancer
+	token    string // path of the file with the token of the admin ports
 	serving  sync.WaitGroup
 	failed   chan error // what ends the run from inside: the front server, or a replica that died; see fail
 	client   *http.Client
@@ -112,8 +114,11 @@ func (s *stand) startServers(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	s.stack, err = devstack.Start(ctx, devstack.Options{Log: log})
-	return err
+	if s.stack, err = devstack.Start(ctx, devstack.Options{Log: log}); err != nil {
+		return err
+	}
+	s.token = filepath.Join(s.stack.Folder(), "admin-token")
+	return os.WriteFile(s.token, []byte(rand.Text()+rand.Text()+"\n"), 0o600)
 }
 
 func (s *stand) seed(ctx context.Context) error {
@@ -162,6 +167,7 @@ func (s *stand) startReplica(ctx context.Context, i int) error {
 		"--app", "shop",
 		"--listen", "127.0.0.1:0",
 		"--admin", "127.0.0.1:0",
+		"--admin-token-file", s.token,
 		"--redis", strings.Join(s.stack.Redis.Addrs(), ","),
 		"--nats", s.stack.NATS.URL(),
 		"--budget", o.budget.String(),

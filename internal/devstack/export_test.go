@@ -7,8 +7,6 @@ import (
 
 // What the tests, which are outside the package, need to see inside.
 
-func (s *Stack) Folder() string { return s.site.folder }
-
 func (n *RedisNode) PID() int { return n.process.current.cmd.Process.Pid }
 
 // States returns the state of every process of the server, as ps shows it.

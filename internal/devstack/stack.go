@@ -73,6 +73,9 @@ func Start(ctx context.Context, o Options) (*Stack, error) {
 	return s, nil
 }
 
+// Folder is the stack's temporary folder, which Close removes with all that is in it.
+func (s *Stack) Folder() string { return s.site.folder }
+
 // start creates the parts, then brings them up side by side.
 func (s *Stack) start(ctx context.Context, o Options, programs programs) error {
 	var err error
