@@ -38,7 +38,7 @@ flag wins.`,
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return usage(fmt.Errorf("%w; see `%s --help`", err, cmd.CommandPath()))
 	})
-	root.AddCommand(newUp(), newServe(), newMigrate(), newVerify(), newVersion())
+	root.AddCommand(newUp(), newServe(), newMigrate(), newVerify(), newVersion(), newMembers())
 	return root
 }
 
