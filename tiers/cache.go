@@ -46,6 +46,9 @@ type Shared struct {
 	Begin func(ctx context.Context) (Transaction, error)
 	// Together counts what such reads cost; nil = nobody counts.
 	Together *TogetherCounts
+	// Scheduled returns the scopes of changes that are to go into the log later: of all tags and namespaces, and of
+	// these ids of a namespace. [Cache.Verify] asks it. nil = nobody schedules any.
+	Scheduled func(ctx context.Context, namespace string, ids []string) ([]coherence.ScopeHash, error)
 	// ProofTimeout bounds the wait of one read for a poll; 0 = 1 s.
 	ProofTimeout time.Duration
 	Logger       *slog.Logger // nil = slog.Default()
@@ -84,6 +87,8 @@ type Config[V any] struct {
 	// MaxValue is the largest encoded value that is kept in any tier, in bytes before compression; a larger one
 	// is served, and counted. 0 = [MaxPayload], which is the most.
 	MaxValue int
+	// NoVerify leaves the cache out of [Cache.Verify].
+	NoVerify bool
 }
 
 // Validate reports all problems of the settings at once, each naming its field.
@@ -124,10 +129,11 @@ type Cache[V any] struct {
 	counts     counts
 	order      atomic.Uint64 // of reads and loads, see reading
 	refreshing atomic.Int64  // refreshes under way
+	rereading  atomic.Bool   // a load of Verify is under way
 
 	life context.Context //nolint:containedctx // the cache's lifetime: ends at Close
 	end  context.CancelCauseFunc
-	work sync.WaitGroup // flights, refreshes among them
+	work sync.WaitGroup // flights, refreshes among them, and loads of Verify
 }
 
 // minTTL and maxTTL bound the times to live that a cache may be given: shorter is of no use, and longer

@@ -385,7 +385,7 @@ func (c *Cache[V]) load(ctx context.Context, batch []*flight[V]) {
 			c.release(ctx, f)
 		}
 	}()
-	began, loaded, err := c.ask(ctx, batch)
+	began, loaded, err := c.ask(ctx, idsOf(batch))
 	if err != nil && len(batch) > 1 && ofOneID(err) {
 		for _, f := range batch {
 			c.load(ctx, []*flight[V]{f})
@@ -452,8 +452,8 @@ type loadStart struct {
 	order uint64
 }
 
-// ask loads the batch through the bulkhead. A panic of the source is an error of this load only.
-func (c *Cache[V]) ask(ctx context.Context, batch []*flight[V]) (began loadStart, loaded Batch[V], err error) {
+// ask loads the ids through the bulkhead. A panic of the source is an error of this load only.
+func (c *Cache[V]) ask(ctx context.Context, ids []string) (began loadStart, loaded Batch[V], err error) {
 	if err := c.Bulkhead.Enter(ctx); err != nil {
 		return began, loaded, err
 	}
@@ -464,14 +464,18 @@ func (c *Cache[V]) ask(ctx context.Context, batch []*flight[V]) (began loadStart
 			err = fmt.Errorf("the source panicked: %v", p)
 		}
 	}()
-	ids := make([]string, len(batch))
-	for i, f := range batch {
-		ids[i] = f.id
-	}
 	c.counts.loads.Add(uint64(len(ids)))
 	began = loadStart{at: c.Tracker.Now(), order: c.order.Add(1)}
 	loaded, err = c.config.Source.Load(ctx, ids)
 	return began, loaded, err
+}
+
+func idsOf[V any](batch []*flight[V]) []string {
+	ids := make([]string, len(batch))
+	for i, f := range batch {
+		ids[i] = f.id
+	}
+	return ids
 }
 
 func keysOf[V any](batch []*flight[V]) []string {

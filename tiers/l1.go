@@ -2,6 +2,7 @@ package tiers
 
 import (
 	"hash/maphash"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -52,6 +53,7 @@ type item[V any] struct {
 	soft     time.Duration         // from loadedAt; behind it the item is to be refreshed
 	ttl      time.Duration         // from loadedAt
 	cost     time.Duration         // how long the load took
+	place    int                   // among its shard's members, under that shard's lock
 }
 
 // noInstant is before every instant.
@@ -59,7 +61,7 @@ const noInstant = coherence.Instant(-1 << 62)
 
 // itemOverhead is what an item takes beside its encoded bytes: the structs, the map and list cells,
 // the slices. Measured as heap growth per entry of small values.
-const itemOverhead = 600
+const itemOverhead = 640
 
 // L1 is the tier in this process: golang-lru shards, each under its own lock, bounded in entries and
 // in bytes. A hit moves its item to the front only when it has left the first eighth of its shard, so
@@ -83,7 +85,16 @@ type l1Shard[V any] struct {
 	hits      atomic.Uint64 // counted here so that no counter is shared by all keys
 	absences  atomic.Uint64 // hits that said absent
 	evictions atomic.Uint64
-	_         [64]byte // keeps neighbours off this cache line
+	// members are the items in lru in no order, each at its place, so that any can be drawn at random. The lock
+	// guards them, too; they stand behind what a hit looks at.
+	members []member[V]
+	_       [64]byte // keeps neighbours off this cache line
+}
+
+// member is an item with its id.
+type member[V any] struct {
+	id string
+	it *item[V]
 }
 
 // These decide how many locks an L1 has: as many as the first allows while each shard has at least the
@@ -107,9 +118,19 @@ func newL1[V any](entries int, bytes int64) *L1[V] {
 		size := (entries + n - 1) / n
 		s.near = uint64(size / 8)
 		// The callback runs under the shard's lock, at every removal.
-		s.lru, _ = simplelru.NewLRU(size, func(_ string, it *item[V]) { s.bytes -= it.size }) // size > 0
+		s.lru, _ = simplelru.NewLRU(size, func(_ string, it *item[V]) { s.forget(it) }) // size > 0
 	}
 	return l
+}
+
+// forget takes an item that has left the lru out of the account. The caller holds mu.
+func (s *l1Shard[V]) forget(it *item[V]) {
+	s.bytes -= it.size
+	last := len(s.members) - 1
+	s.members[it.place] = s.members[last]
+	s.members[it.place].it.place = it.place
+	s.members[last] = member[V]{}
+	s.members = s.members[:last]
 }
 
 func (l *L1[V]) shard(id string) *l1Shard[V] {
@@ -174,8 +195,53 @@ func (l *L1[V]) put(id string, it *item[V]) bool {
 		s.evictions.Add(1)
 	}
 	s.bytes += it.size
+	it.place = len(s.members)
+	s.members = append(s.members, member[V]{id, it})
 	it.promoted.Store(s.clock.Add(1))
 	return true
+}
+
+// drop removes the item if it is still the id's.
+func (l *L1[V]) drop(id string, it *item[V]) {
+	s := l.shard(id)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if there, _ := s.lru.Peek(id); there == it {
+		s.lru.Remove(id)
+	}
+}
+
+// draw returns up to n of the items, each as likely as any other, without a look at the rest: no shard is
+// locked for longer than it takes to read one. It is R. W. Floyd's sample of different numbers (Bentley: A
+// Sample of Brilliance, CACM 1987); only while items come and go may it return fewer, or one twice. random
+// draws a number below its argument, from 0 on.
+func (l *L1[V]) draw(n int, random func(int64) int64) []member[V] {
+	before := make([]int, len(l.shards)+1) // items in the shards before each; all, in the end
+	for i := range l.shards {
+		s := &l.shards[i]
+		s.mu.RLock()
+		before[i+1] = before[i] + len(s.members)
+		s.mu.RUnlock()
+	}
+	total := before[len(l.shards)]
+	n = min(n, total)
+	drawn := make([]member[V], 0, n)
+	taken := make(map[int]struct{}, n)
+	for most := total - n; most < total; most++ {
+		at := int(random(int64(most) + 1))
+		if _, there := taken[at]; there {
+			at = most
+		}
+		taken[at] = struct{}{}
+		i, _ := slices.BinarySearch(before, at+1) // before[i] is the first above at
+		s := &l.shards[i-1]
+		s.mu.RLock()
+		if place := at - before[i-1]; place < len(s.members) {
+			drawn = append(drawn, s.members[place])
+		}
+		s.mu.RUnlock()
+	}
+	return drawn
 }
 
 // L1Stats describes an L1 by now.

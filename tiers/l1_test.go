@@ -127,8 +127,13 @@ func TestL1Concurrent(t *testing.T) {
 				it, s := l.get(id)
 				if it == nil || i%7 == 0 {
 					l.put(id, itemOf(i, 1+random.Int64N(100), uint64(i+1)))
+				} else if i%11 == 0 {
+					l.drop(id, it)
 				} else {
 					s.promote(id)
+				}
+				if i%100 == 0 {
+					l.draw(10, random.Int64N)
 				}
 			}
 		})
@@ -142,6 +147,14 @@ func TestL1Concurrent(t *testing.T) {
 		}
 		if sum != s.bytes {
 			t.Errorf("shard %d accounts for %d bytes, holds %d", i, s.bytes, sum)
+		}
+		if len(s.members) != s.lru.Len() {
+			t.Errorf("shard %d has %d members of %d", i, len(s.members), s.lru.Len())
+		}
+		for place, m := range s.members {
+			if it, _ := s.lru.Peek(m.id); it != m.it || it.place != place {
+				t.Errorf("shard %d: %q at %d is another item", i, m.id, place)
+			}
 		}
 	}
 }

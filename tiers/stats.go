@@ -31,6 +31,8 @@ type counts struct {
 	refreshesTaken   atomic.Uint64 // that found what another replica has loaded
 	refreshesSkipped atomic.Uint64 // that are another replica's, or would be too many
 	refreshErrs      atomic.Uint64 // that failed
+
+	verified, mismatched, moved, unverified, unfresh atomic.Uint64 // see Verified
 }
 
 // countUnfilled counts a loaded entry that a tier did not take.
@@ -88,6 +90,8 @@ type Stats struct {
 	// where another replica's was; skipped, since another replica was at it, or reads needed the source; or
 	// failed. Those that loaded or failed are among the Loads.
 	Refreshed, RefreshesTaken, RefreshesSkipped, RefreshErrors uint64
+	// Entries that [Cache.Verify] drew, by what became of them, as in [Verified]. Its loads are among the Loads.
+	Verified, Mismatched, VerifyMoved, VerifyFailed, VerifySkipped uint64
 }
 
 // Stats are the counts by now.
@@ -103,6 +107,7 @@ func (c *Cache[V]) Stats() Stats {
 		Rejected: n.rejected.Load(), Unusable: n.unusable.Load(), FillErrors: n.fillErrs.Load(),
 		Fills: n.fills.Load(), Unlinks: n.unlinks.Load(), SoftTimeouts: n.softTimeouts.Load(), Refreshed: n.refreshed.Load(), RefreshesTaken: n.refreshesTaken.Load(),
 		RefreshesSkipped: n.refreshesSkipped.Load(), RefreshErrors: n.refreshErrs.Load(), TooLarge: n.tooLarge.Load(),
+		Verified: n.verified.Load(), Mismatched: n.mismatched.Load(), VerifyMoved: n.moved.Load(), VerifyFailed: n.unverified.Load(), VerifySkipped: n.unfresh.Load(),
 	}
 	s.Reads = s.Fresh + s.Stale + s.Errors
 	return s

@@ -702,4 +702,36 @@ var mutants = []mutant{
 		old:  "format('replace(replace(r.%I::text, %L, %L), %L, %L)', p.part, '%', '%25', '/', '%2F')", with: "format('r.%I::text', p.part)",
 		folder: "coherence", killer: "TestWatchCompositeID",
 	},
+
+	// What a comparison with the source takes for wrong.
+	{
+		name: "verify-without-second-poll", guard: "what changes while an entry is compared with the source is no mismatch: a poll tells of it",
+		file: "tiers/verify.go",
+		old:  "\tif err := c.poll(ctx, c.ProofTimeout, &reading{}); err != nil {\n\t\treturn err\n\t}\n", with: "",
+		folder: "tiers", killer: "TestVerifyMoved",
+	},
+	{
+		name: "verify-changed-is-wrong", guard: "nor is what that poll, or anything else, made invalid",
+		file: "tiers/verify.go",
+		old:  " || c.left(r.it) <= 0 {", with: " {",
+		folder: "tiers", killer: "TestVerifyMoved",
+	},
+	{
+		name: "verify-ignores-scheduled", guard: "nor a change that is to count later",
+		file: "tiers/verify.go",
+		old:  "slices.ContainsFunc(r.it.scopes, scheduled) ||", with: "false && scheduled(0) ||",
+		folder: "tiers", killer: "TestVerifyMoved",
+	},
+	{
+		name: "verify-by-a-load-behind", guard: "nor what is newer than the load that it is compared with",
+		file: "tiers/verify.go",
+		old:  "!r.loaded.snapshot.Includes(r.it.snapshot) ||", with: "false ||",
+		folder: "tiers", killer: "TestVerifyLoadIsBehind",
+	},
+	{
+		name: "verify-sees-nothing", guard: "what is otherwise in the source without a word of the log is found",
+		file: "tiers/verify.go",
+		old:  "if !c.same(m.it, r.loaded) {", with: "if false {",
+		folder: "tiers", killer: "TestVerify",
+	},
 }
