@@ -182,6 +182,10 @@ type CacheConfig[V any] struct {
 	// MaxValue is the largest encoded value that is kept, in bytes before compression, up to 64 MiB; a larger one is
 	// served each time from the source, and counted. 0 = 64 MiB. See also [RedisConfig.MaxValue].
 	MaxValue int
+	// NoVerify leaves the cache out of [Config].Verify and [Node.VerifySample]: where the Source does not give the same
+	// each time for the same state of Postgres, such as now() or random(), an order or a choice of rows that the query
+	// leaves open, or what comes from elsewhere.
+	NoVerify bool
 }
 
 // Cache is a cache of one view of a namespace's entities. It is safe for concurrent use.
@@ -223,7 +227,7 @@ func NewCache[V any](n *Node, c CacheConfig[V]) (*Cache[V], error) {
 	inner, err := newTiers(n, name, s, wrong, tiers.Config[V]{
 		Source: source, Tags: c.Tags, TTL: c.TTL, NegativeTTL: c.NegativeTTL, MaxEntries: c.MaxEntries, MaxBytes: c.MaxBytes,
 		Refresh: c.Refresh, RetryAfter: c.RetryAfter,
-		Codec: c.Codec, Compression: c.Compress, MaxValue: c.MaxValue,
+		Codec: c.Codec, Compression: c.Compress, MaxValue: c.MaxValue, NoVerify: c.NoVerify,
 		Key: func(g cluster.Generation, id string) (string, error) {
 			key, err := n.keys.Entity(g, name.namespace, id, name.view)
 			if err != nil {
@@ -290,6 +294,7 @@ func (n *Node) shared() tiers.Shared {
 	}
 	if n.loads != nil {
 		shared.Begin = n.begin
+		shared.Scheduled = n.scheduledScopes
 	}
 	return shared
 }

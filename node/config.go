@@ -38,6 +38,8 @@ type Config struct {
 	NATS     NATSConfig
 	// WriteBehind is for caches with [CacheConfig.WriteBehind].
 	WriteBehind WriteBehind
+	// Verify has what is cached compared with the source, in samples; zero = never.
+	Verify VerifyConfig
 
 	// Budget is the freshness budget of reads that name none; 0 = 1 s. For a budget of 0 see [Within].
 	Budget time.Duration
@@ -165,6 +167,7 @@ func (c Config) Validate() error {
 		{"WriteBehind.AckWait", c.WriteBehind.AckWait, 100 * time.Millisecond, time.Hour},
 		{"WriteBehind.MinRetry", c.WriteBehind.MinRetry, time.Millisecond, time.Hour},
 		{"WriteBehind.MaxRetry", c.WriteBehind.MaxRetry, time.Millisecond, 24 * time.Hour},
+		{"Verify.Every", c.Verify.Every, time.Second, 24 * time.Hour},
 		{"Postgres.WatchInterval", c.Postgres.WatchInterval, 10 * time.Millisecond, 10 * time.Minute},
 	} {
 		if d.value != 0 && (d.value < d.min || d.value > d.max) {
@@ -178,6 +181,7 @@ func (c Config) Validate() error {
 		{"Postgres.MaxConns", c.Postgres.MaxConns, 1000},
 		{"Postgres.Queue", c.Postgres.Queue, 1_000_000},
 		{"Redis.CleanRate", c.Redis.CleanRate, tiers.MaxSweepRate},
+		{"Verify.Sample", c.Verify.Sample, 1000},
 		{"WriteBehind.MaxPending", c.WriteBehind.MaxPending, 1_000_000},
 		{"WriteBehind.MaxBytes", int(c.WriteBehind.MaxBytes), 16 << 30},
 		{"WriteBehind.Replicas", c.WriteBehind.Replicas, 5},
@@ -237,6 +241,8 @@ func (c Config) retention() time.Duration { return cmp.Or(c.Postgres.Retention, 
 func (c Config) watchInterval() time.Duration {
 	return cmp.Or(c.Postgres.WatchInterval, 5*time.Second)
 }
+
+func (c Config) verifySample() int { return cmp.Or(c.Verify.Sample, 32) }
 
 func (c Config) relayFrom() int { return cmp.Or(c.Postgres.RelayFrom, 32) }
 

@@ -20,6 +20,7 @@ func TestConfigNamesAllProblems(t *testing.T) {
 		},
 		Redis:    node.RedisConfig{Addrs: []string{"nowhere"}, Timeout: time.Nanosecond, MaxValue: -1, Username: "u"},
 		Registry: prometheus.NewRegistry(),
+		Verify:   node.VerifyConfig{Every: time.Millisecond, Sample: 1001},
 		WriteBehind: node.WriteBehind{
 			MaxPending: -1, MaxBytes: 1 << 40, Replicas: 6, Timeout: -1, Batch: 1 << 20, FlushEvery: time.Hour, Flushers: 17,
 			AckWait: time.Millisecond, MaxAttempts: -1, MinRetry: time.Minute, MaxRetry: time.Second,
@@ -31,7 +32,7 @@ func TestConfigNamesAllProblems(t *testing.T) {
 	for _, field := range []string{
 		"Config.App", "Config.ID", "Config.Budget", "Config.MaxStale", "Config.Postgres.DSN", "Config.Postgres.PollInterval",
 		"Config.Postgres.PollTimeout", "Config.Postgres.LoadTimeout", "Config.Postgres.MaxConns", "Config.Postgres.Queue",
-		"Config.Postgres.Retention", "Config.Redis", "Addrs", "Timeout", "MaxValue", "Username",
+		"Config.Postgres.Retention", "Config.Verify.Every", "Config.Verify.Sample", "Config.Redis", "Addrs", "Timeout", "MaxValue", "Username",
 		"WriteBehind.MaxPending", "WriteBehind.MaxBytes", "WriteBehind.Replicas", "WriteBehind.Timeout", "WriteBehind.Batch", "WriteBehind.FlushEvery",
 		"WriteBehind.Flushers", "WriteBehind.AckWait", "WriteBehind.MaxAttempts", "WriteBehind.MinRetry",
 	} {

@@ -34,6 +34,9 @@ func (n *Node) duties() []duty {
 		all = append(all, duty{name: "trim what was applied of later puts", every: time.Minute, run: n.trimApplied})
 		all = append(all, duty{name: "run what is due", every: time.Second, run: n.runDue, wake: n.due.wake})
 	}
+	if n.config.Verify.Every > 0 {
+		all = append(all, duty{name: "compare a sample with the source", every: n.config.Verify.Every, run: n.verify})
+	}
 	if n.sweeper != nil {
 		all = append(all, duty{name: "remove old generations", every: generationsEvery, run: n.cleanGenerations})
 	}

@@ -34,6 +34,7 @@ type Node struct {
 	own      tiers.OwnWrites
 	together tiers.TogetherCounts
 	watches  *watches
+	verifier *verifier
 	conn     link                // nil = none
 	bus      *coherence.Bus      // nil = none
 	members  *cluster.Membership // nil = none
@@ -57,7 +58,7 @@ type Node struct {
 
 	due alarm // wakes the duty that runs what is due
 
-	writes sync.WaitGroup // and transactions of snapshots, under way; entered under mu, unless closed
+	writes sync.WaitGroup // and transactions of snapshots, and samples, under way; entered under mu, unless closed
 
 	mu      sync.RWMutex
 	caches  map[cacheName]cache   // every cache made on this node
@@ -80,6 +81,8 @@ type cache interface {
 	Hottest(n int) []tiers.Hot
 	Cold(ids []string, want tiers.Want) []string
 	Warm(ctx context.Context, ids []string, want tiers.Want) (tiers.Warmed, error)
+	Verifiable() int
+	Verify(ctx context.Context, n int) (tiers.Verified, error)
 	L2Key(id string) (string, error)
 	CountUnlink()
 	Stats() tiers.Stats
@@ -101,7 +104,7 @@ func Open(ctx context.Context, c Config) (*Node, error) {
 // openOn starts a node on the parts, which it owns also when they come with an error.
 func openOn(c Config, provide func(*Node) (parts, error)) (*Node, error) {
 	n := &Node{
-		config: c, id: c.id(), boot: newBoot(), due: newAlarm(), watches: newWatches(),
+		config: c, id: c.id(), boot: newBoot(), due: newAlarm(), watches: newWatches(), verifier: newVerifier(),
 		caches: map[cacheName]cache{}, warmUps: map[cacheName]*warmUp{},
 	}
 	n.window.since = time.Now()

@@ -41,6 +41,8 @@ type QueryConfig[V any] struct {
 	Codec    Codec
 	Compress Compression
 	MaxValue int
+	// NoVerify as in [CacheConfig].
+	NoVerify bool
 }
 
 // QueryCache is a cache of the results of one query under its parameters.
@@ -65,7 +67,7 @@ func NewQueryCache[V any](n *Node, c QueryConfig[V]) (*QueryCache[V], error) {
 	config := tiers.Config[V]{
 		TTL: c.TTL, NegativeTTL: cmp.Or(c.NegativeTTL, c.TTL), MaxEntries: c.MaxEntries, MaxBytes: c.MaxBytes,
 		Refresh: c.Refresh, RetryAfter: c.RetryAfter,
-		Codec: c.Codec, Compression: c.Compress, MaxValue: c.MaxValue,
+		Codec: c.Codec, Compression: c.Compress, MaxValue: c.MaxValue, NoVerify: c.NoVerify,
 		Source: tiers.NewQuerySource[V](n.loads, func(id string) (string, []any, error) {
 			p, err := paramsOf(id)
 			if err != nil {

@@ -145,6 +145,14 @@ type NamespaceStats struct {
 	RefreshesSkipped uint64 `json:"refreshes_skipped"`
 	RefreshErrors    uint64 `json:"refresh_errors"`
 
+	// Verified are entries of samples that the source has, too; Mismatched those that it has not; VerifyMoved, VerifyFailed
+	// and VerifySkipped as in [VerifyReport].
+	Verified      uint64 `json:"verified"`
+	Mismatched    uint64 `json:"mismatched"`
+	VerifyMoved   uint64 `json:"verify_moved"`
+	VerifyFailed  uint64 `json:"verify_failed"`
+	VerifySkipped uint64 `json:"verify_skipped"`
+
 	L1Entries   int64  `json:"l1_entries"`
 	L1Bytes     int64  `json:"l1_bytes"`
 	L1Evictions uint64 `json:"l1_evictions"`
@@ -253,6 +261,7 @@ func (s namedStats) json() NamespaceStats {
 		CutThrough: s.CutThrough, Rejected: s.Rejected, Unusable: s.Unusable,
 		Fills: s.Fills, FillErrors: s.FillErrors, Unlinks: s.Unlinks, TooLarge: s.TooLarge, SoftTimeouts: s.SoftTimeouts,
 		Refreshed: s.Refreshed, RefreshesTaken: s.RefreshesTaken, RefreshesSkipped: s.RefreshesSkipped, RefreshErrors: s.RefreshErrors,
+		Verified: s.Verified, Mismatched: s.Mismatched, VerifyMoved: s.VerifyMoved, VerifyFailed: s.VerifyFailed, VerifySkipped: s.VerifySkipped,
 		L1Entries: s.L1.Entries, L1Bytes: s.L1.Bytes, L1Evictions: s.L1.Evictions, WarmUps: s.warmUps,
 	}
 }

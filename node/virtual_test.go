@@ -46,7 +46,8 @@ type world struct {
 	ops      uint64
 	history  history.History
 	replicas []*virtual
-	number   uint32 // of replicas by now
+	sampled  NamespaceStats // what the samples of those that have closed came to
+	number   uint32         // of replicas by now
 
 	changes map[uint64]change // op -> what more is known of its commit
 	graced  []gracedRead
@@ -135,7 +136,10 @@ func (w *world) open() *virtual {
 	v := &virtual{world: w, number: w.number, l2: w.l2.Link()}
 	w.mu.Unlock()
 	v.log = &postgresWay{Memory: w.log, world: w}
-	c := Config{App: "virtual", ID: fmt.Sprintf("r%d", v.number), Logger: slog.New(slog.DiscardHandler)}
+	c := Config{
+		App: "virtual", ID: fmt.Sprintf("r%d", v.number), Logger: slog.New(slog.DiscardHandler),
+		Verify: VerifyConfig{Every: time.Second, Sample: 2 * worldKeys},
+	}
 	var err error
 	v.node, err = openOn(c, func(*Node) (parts, error) {
 		connect := func(missed func()) (link, error) {
@@ -487,6 +491,7 @@ func (w *world) end() *history.Report {
 		if err := v.node.Close(); err != nil {
 			w.t.Errorf("close: %v", err)
 		}
+		w.noMismatch(v)
 	}
 	w.hub.Close()
 	w.judgeGraces()
@@ -498,6 +503,16 @@ func (w *world) end() *history.Report {
 		w.t.Error(violation)
 	}
 	return report
+}
+
+// noMismatch wants the replica's samples to have found nothing that is not so.
+func (w *world) noMismatch(v *virtual) {
+	w.t.Helper()
+	for _, m := range v.node.Mismatches() {
+		w.t.Errorf("replica %d has found a mismatch: %+v", v.number, m)
+	}
+	s := v.node.Stats().Namespaces[0]
+	w.sampled.Verified, w.sampled.VerifyMoved = w.sampled.Verified+s.Verified, w.sampled.VerifyMoved+s.VerifyMoved
 }
 
 // freshWithin counts the replica's FRESH answers that were asked for and given in the time.
@@ -686,6 +701,7 @@ func scenarios() map[string]scenario {
 				if err := old.node.Close(); err != nil { // in the middle of reads and writes
 					w.t.Errorf("close: %v", err)
 				}
+				w.noMismatch(old)
 				rest(w.upTo(time.Second))
 				v := w.open()
 				w.mu.Lock()
@@ -741,7 +757,11 @@ func TestI1I2I3I4I5VirtualCluster(t *testing.T) {
 				if s.check != nil {
 					s.check(w, report)
 				}
-				t.Logf("%d reads, %d FRESH, %d failures, %d commits, by tier %v", report.Reads, report.Fresh, report.Failures, len(w.history.Commits), report.ByTier)
+				if w.sampled.Verified == 0 {
+					t.Error("no entry was compared with the source")
+				}
+				t.Logf("%d reads, %d FRESH, %d failures, %d commits, by tier %v; %d compared with the source, %d moved meanwhile",
+					report.Reads, report.Fresh, report.Failures, len(w.history.Commits), report.ByTier, w.sampled.Verified, w.sampled.VerifyMoved)
 			})
 		})
 	}
