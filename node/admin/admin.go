@@ -150,6 +150,7 @@ func (a *API) paths() map[string]methods {
 	for _, some := range []map[string]methods{a.probePaths(), a.statsPaths()} {
 		maps.Copy(all, some)
 	}
+	maps.Copy(all, a.verifyPaths())
 	if a.config.Gatherer != nil {
 		metrics := promhttp.HandlerFor(a.config.Gatherer, promhttp.HandlerOpts{MaxRequestsInFlight: 4})
 		all["/metrics"] = methods{"GET": {do: func(w http.ResponseWriter, r *http.Request) error {

@@ -74,6 +74,17 @@ func (c Client) ResetSummary(ctx context.Context, all bool) (Summed, error) {
 	return call[Summed](ctx, c, http.MethodPost, "/admin/v1/summary/reset", replicas(all), nil)
 }
 
+// Verify compares so many entries of the replica's L1 with the source.
+func (c Client) Verify(ctx context.Context, entries int) (node.VerifyReport, error) {
+	return call[node.VerifyReport](ctx, c, http.MethodPost, "/admin/v1/verify", nil, sample{entries})
+}
+
+// Mismatches are the last that the replica has found, the newest first.
+func (c Client) Mismatches(ctx context.Context) ([]node.Mismatch, error) {
+	kept, err := call[Mismatches](ctx, c, http.MethodGet, "/admin/v1/mismatches", nil, nil)
+	return kept.Mismatches, err
+}
+
 func replicas(all bool) url.Values {
 	if all {
 		return url.Values{"replicas": {"all"}}
