@@ -28,6 +28,8 @@ const (
 	freshetGrace    = 2 * time.Second // of a sixteenth of the writes
 	freshetBatch    = "verify"
 	freshetSoft     = 250 * time.Millisecond
+	freshetVerify   = time.Second
+	freshetSample   = 40
 )
 
 // Freshet opens a node with its caches, each of which begins with what the others read. Get says which rows are
@@ -39,6 +41,7 @@ func Freshet(ctx context.Context, at Endpoints) (Subject, error) {
 		Redis:    node.RedisConfig{Addrs: at.Redis, Dial: at.dialRedis},
 		NATS:     node.NATSConfig{URLs: []string{at.NATS}},
 		MaxStale: freshetMaxStale,
+		Verify:   node.VerifyConfig{Every: freshetVerify, Sample: freshetSample},
 		Logger:   slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn})),
 	})
 	if err != nil {
@@ -137,7 +140,7 @@ func (f *freshet) openCaches() error {
 		Namespace: "row", View: "list",
 		Query: func(p cluster.Params) (string, []any, error) {
 			group, err := strconv.ParseInt(p["category"], 10, 64)
-			return `select coalesce(json_agg(l), '[]') from (` + ListQuery + `) l`, []any{group}, err
+			return `select coalesce(json_agg(l order by id), '[]') from (` + ListQuery + `) l`, []any{group}, err
 		},
 		Tags: func(p cluster.Params, _ []freshetRow) []string { return []string{"category:" + p["category"]} },
 	})
@@ -312,6 +315,8 @@ func (f *freshet) SourceLoad() SourceLoad {
 	load := SourceLoad{Peak: s.Source.Peak, Bound: s.Source.Places}
 	for _, n := range s.Namespaces {
 		load.Loads += n.Loads
+		load.Verified += n.Verified
+		load.Mismatched += n.Mismatched
 	}
 	return load
 }

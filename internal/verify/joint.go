@@ -41,7 +41,7 @@ func (f *freshet) openJoint() error {
 		Namespace: "account", View: "bank",
 		Query: func(p cluster.Params) (string, []any, error) {
 			bank, err := strconv.ParseInt(p["bank"], 10, 64)
-			return `select json_agg(a) from (select id, op, balance from verify_account where bank = $1) a`, []any{bank}, err
+			return `select json_agg(a order by id) from (select id, op, balance from verify_account where bank = $1) a`, []any{bank}, err
 		},
 		Tags: func(p cluster.Params, _ []freshetAccount) []string { return []string{"bank:" + p["bank"]} },
 	})

@@ -76,6 +76,8 @@ type probe struct {
 	active int        // most backends at work for loads at once
 	load   SourceLoad // the worst of each replica
 	rates  []float64  // loads per second of all replicas, second by second
+
+	verified, mismatched uint64 // by all replicas in the phase
 }
 
 const (
@@ -108,8 +110,8 @@ func (p *probe) watchPostgres(ctx context.Context, db *sql.DB) {
 // askReplicas asks for their own counts, which begin again in one that was started again.
 func (p *probe) askReplicas(ctx context.Context, s *stand) {
 	type count struct {
-		loads uint64
-		at    time.Duration
+		SourceLoad
+		at time.Duration
 	}
 	pace := newPace(float64(time.Second) / float64(rateEvery))
 	last := map[uint32]count{}
@@ -128,9 +130,11 @@ func (p *probe) askReplicas(ctx context.Context, s *stand) {
 			}
 			load := answer.Stats
 			if before, known := last[r.number]; known {
-				rate += float64(load.Loads-before.loads) / (answer.Returned - before.at).Seconds()
+				rate += float64(load.Loads-before.Loads) / (answer.Returned - before.at).Seconds()
+				p.verified += load.Verified - before.Verified
+				p.mismatched += load.Mismatched - before.Mismatched
 			}
-			last[r.number] = count{load.Loads, answer.Returned}
+			last[r.number] = count{load, answer.Returned}
 			p.load.Peak, p.load.Bound = max(p.load.Peak, load.Peak), max(p.load.Bound, load.Bound)
 		}
 		if len(last) > 0 {
@@ -141,6 +145,10 @@ func (p *probe) askReplicas(ctx context.Context, s *stand) {
 
 // tell puts what the probe saw, which has ended, into the report.
 func (p *probe) tell(to *Phase) {
+	to.Verified = p.verified
+	if p.mismatched > 0 { // a false alarm: whatever is wrong, the judge has found
+		to.Violations["mismatch"] = p.mismatched
+	}
 	to.SourceActive, to.SourcePeak, to.SourceBound = p.active, p.load.Peak, p.load.Bound
 	for _, r := range p.rates {
 		to.SourceRate += r / float64(len(p.rates))

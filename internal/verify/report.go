@@ -59,6 +59,9 @@ type Phase struct {
 	Notes []string `json:"notes,omitempty"` // what the fault says of itself
 
 	// Writes are those of the replicas' own load; a fault may well make some fail.
+	// Verified are the entries of L1 that replicas compared with the source by themselves. What they took for wrong is
+	// among the Violations, as "mismatch".
+	Verified     uint64 `json:"verified"`
 	Writes       uint64 `json:"writes"`
 	WritesFailed uint64 `json:"writes_failed"`
 
@@ -195,17 +198,18 @@ func (r *Report) WriteMarkdown(to io.Writer) error {
 	var b strings.Builder
 	b.WriteString("| fault | reads checked | FRESH reads | violations | staleness p50 | p99.9 | max | FRESH before | during (STALE) | after | failed | recovery to 99 % | converged | loads at once | loads/s, most |\n")
 	b.WriteString("|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|\n")
-	var reads, fresh, joints, failed, swept uint64
+	var reads, fresh, joints, failed, swept, verified uint64
 	for i := range r.Phases {
 		p := &r.Phases[i]
 		fmt.Fprintf(&b, "| %s | %d | %d | %d | %v | %v | %v | %s | %s (%.2f%%) | %s | %d | %s | %.1f s | %d of %d | %.0f |\n",
 			p.Fault, p.Reads, p.Fresh, p.Broken(), short(p.P50), short(p.P999), short(p.Longest),
 			percent(p.Before), percent(p.During), 100*p.During.Stale, percent(p.After), p.failures(), p.recovery(), p.Converged.Seconds(), p.SourcePeak, p.SourceBound, p.SourceRateMost)
 		reads, fresh, joints, failed, swept = reads+p.Reads, fresh+p.Fresh, joints+p.Joints, failed+p.failures(), swept+p.Swept
+		verified += p.Verified
 	}
 	fmt.Fprintf(&b, "| **all** | **%d** | **%d** | **%d** | | | | | | | %d | | | | |\n\n", reads, fresh, r.Broken(), failed)
-	fmt.Fprintf(&b, "%d replicas, %d rows, seed %d; %d answers were about several rows as of one moment; %d answers after the end of a fault were compared with Postgres.\n",
-		r.Replicas, r.Keys, r.Seed, joints, swept)
+	fmt.Fprintf(&b, "%d replicas, %d rows, seed %d; %d answers were about several rows as of one moment; %d answers after the end of a fault were compared with Postgres; replicas compared %d of their entries with Postgres themselves.\n",
+		r.Replicas, r.Keys, r.Seed, joints, swept, verified)
 	for i := range r.Phases {
 		p := &r.Phases[i]
 		if p.Broken() == 0 {

@@ -241,4 +241,7 @@ type SourceLoad struct {
 	Peak  int64  // the most loads at once
 	Bound int64  // on loads at once; 0 = none is promised
 	Loads uint64 // rows and lists loaded
+	// Verified are the entries that the replica itself compared with the source and found there; Mismatched those it
+	// took for wrong.
+	Verified, Mismatched uint64
 }
