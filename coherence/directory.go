@@ -45,6 +45,9 @@ type Directory struct {
 	latest *Poll
 	polls  uint64
 	heard  uint64
+	// now is when the event that is told of came, and flushed when the floor was set. Both serve explanations;
+	// they decide nothing. 0 = nobody has said.
+	now, flushed Instant
 	// unsettled are the cells with a change that no poll has seen yet, each once; blocked counts the
 	// sets whose blockedAt is set.
 	unsettled []*cell
@@ -82,6 +85,8 @@ type cell struct {
 	used bool
 	// queued: the cell is in the directory's unsettled list.
 	queued bool
+	// learned is when the last of the changes became known, see momentOf. It decides nothing.
+	learned uint32
 	// blockedAt: more changes than keep came before a poll saw them; as in set.
 	blockedAt uint64
 	// floor sees every change that is not in xids; nil = there was none.
@@ -110,7 +115,7 @@ func NewDirectory(scopes int) *Directory {
 // include the floor are valid; none when that timeline is 0.
 func (d *Directory) Reset(floor Snapshot) {
 	clear(d.sets)
-	d.floor, d.latest = floor, nil
+	d.floor, d.latest, d.flushed = floor, nil, d.now
 	d.unsettled, d.blocked = d.unsettled[:0], 0
 	clear(d.graced)
 	d.gracedCount = 0
@@ -121,38 +126,38 @@ func (d *Directory) Reset(floor Snapshot) {
 
 // Flush refuses all snapshots that do not include the floor, which is of the same timeline and not
 // newer than the poll that comes next. What is known of newer changes, and the notes, are kept.
-func (d *Directory) Flush(floor Snapshot) { d.floor = floor }
+func (d *Directory) Flush(floor Snapshot) { d.floor, d.flushed = floor, d.now }
 
 // Latest is the last poll; nil after a reset.
 func (d *Directory) Latest() *Poll { return d.latest }
 
 // Check reports whether a value read under the snapshot is valid for the scope, as far as is known.
 func (d *Directory) Check(scope ScopeHash, value Snapshot) bool {
-	return d.check(scope, value) && !d.lacksGraced(scope, value)
+	return d.judge(scope, value) == NotRefused && !d.lacksGraced(scope, value)
 }
 
-// check is Check but for changes in their grace.
-func (d *Directory) check(scope ScopeHash, value Snapshot) bool {
+// judge is Check but for changes in their grace; it says why not.
+func (d *Directory) judge(scope ScopeHash, value Snapshot) Refusal {
 	if !value.Includes(d.floor) { // or of another timeline, or of none
-		return false
+		return RefusedFlushed
 	}
 	s := &d.sets[uint64(scope)&d.mask]
 	if s.blockedAt != 0 || (s.floor != nil && !value.Includes(s.floor.Snapshot)) {
-		return false
+		return RefusedForgotten
 	}
 	c := s.find(scope)
 	if c == nil {
-		return true
+		return NotRefused
 	}
 	if c.blockedAt != 0 || (c.floor != nil && !value.Includes(c.floor.Snapshot)) {
-		return false
+		return RefusedEarlier
 	}
 	for _, xid := range c.xids[:c.n] {
 		if !value.Sees(xid) {
-			return false
+			return RefusedChanged
 		}
 	}
-	return true
+	return NotRefused
 }
 
 // CheckNote reports whether the snapshot is of the directory's timeline and not behind one that was
@@ -343,6 +348,7 @@ func (d *Directory) add(c *cell, xid uint64, by *Poll) bool {
 	if slices.Contains(c.xids[:c.n], xid) {
 		return false
 	}
+	c.learned = momentOf(d.now)
 	if c.blockedAt != 0 {
 		if by == nil {
 			c.blockedAt = d.heard

@@ -37,9 +37,11 @@ type world struct {
 	checks    int
 	valid     int
 	graced    int // changes that values lacked in their grace
+	explained map[coherence.Refusal]int
 
 	now    coherence.Instant            // goes on by one for each step
 	graces map[change]time.Duration     // of changes that have one
+	early  map[change]bool              // of which the directory heard before their commit
 	commit map[uint64]coherence.Instant // transaction -> when it was committed
 }
 
@@ -59,7 +61,8 @@ func newWorld(t *testing.T, seed uint64, room, scopes int, exact bool) *world {
 	w := &world{
 		t: t, seed: seed, random: rand.New(rand.NewPCG(seed, 7)), dir: coherence.NewDirectory(room), log: logtest.NewMemory(), exact: exact,
 		changed: map[*logtest.Tx][]int{}, told: map[coherence.ScopeHash]map[uint64]bool{}, served: map[coherence.ScopeHash]coherence.Snapshot{},
-		graces: map[change]time.Duration{}, commit: map[uint64]coherence.Instant{},
+		graces: map[change]time.Duration{}, commit: map[uint64]coherence.Instant{}, explained: map[coherence.Refusal]int{},
+		early: map[change]bool{},
 	}
 	for i := range scopes {
 		s := coherence.Entity("n", fmt.Sprint(i))
@@ -83,6 +86,7 @@ func (w *world) run(steps int) {
 	w.snapshots = append(w.snapshots, w.floor)
 	for range steps {
 		w.now++
+		w.dir.At(w.now)
 		switch n := w.random.IntN(20); {
 		case n < 8:
 			w.write()
@@ -193,6 +197,7 @@ func (w *world) hint() {
 		tx := w.open[w.random.IntN(len(w.open))]
 		for _, scope := range w.changed[tx] {
 			w.dir.Raise(w.scopes[scope].Hash(), tx.XID()) // the twin waits for the commit
+			w.early[change{tx.XID(), scope}] = true
 		}
 		return
 	}
@@ -265,6 +270,7 @@ func (w *world) check() {
 		for _, s := range w.snapshots {
 			w.checkGrace(i, s)
 			got, want := w.dir.Check(scope.Hash(), s), w.twin(scope.Hash(), s)
+			w.checkExplained(i, s, got)
 			if got && !want {
 				w.t.Errorf("seed %d: %s at %s counts as valid and is not: told of %v", w.seed, scope, s, w.told[scope.Hash()])
 			}
@@ -303,6 +309,33 @@ func (w *world) checkGrace(scope int, s coherence.Snapshot) {
 	}
 }
 
+// checkExplained checks that what the directory says of a value and a scope is so: it is refused if it is not valid, and
+// what it is said to lack it does lack.
+func (w *world) checkExplained(scope int, s coherence.Snapshot, valid bool) {
+	hash := w.scopes[scope].Hash()
+	e := w.dir.Explain(hash, s, w.now)
+	w.explained[e.Refused]++
+	switch {
+	case (e.Refused == coherence.NotRefused) != valid:
+		w.t.Errorf("seed %d: %s at %s is valid %t, and explained as %+v", w.seed, w.scopes[scope], s, valid, e)
+	case e.Lacks != 0 && (valid || s.Sees(e.Lacks)), (e.Refused == coherence.RefusedChanged) && e.Lacks == 0:
+		w.t.Errorf("seed %d: %s at %s does not lack the change of %+v", w.seed, w.scopes[scope], s, e)
+	case e.Heard < 0 || e.Heard > w.now || e.Since < 0 || e.Since > w.now:
+		w.t.Errorf("seed %d: %s at %s: heard of at another time than 0 to %d: %+v", w.seed, w.scopes[scope], s, w.now, e)
+	}
+	for _, xid := range []uint64{e.Last, e.Lacks} {
+		if xid != 0 && !w.told[hash][xid] && !w.underWay(scope, xid) {
+			w.t.Errorf("seed %d: %s did not change in %d: %+v", w.seed, w.scopes[scope], xid, e)
+		}
+	}
+}
+
+// underWay reports whether the directory may have heard of a change that the twin waits for, or that was rolled back.
+func (w *world) underWay(scope int, xid uint64) bool {
+	_, raised := w.early[change{xid, scope}]
+	return raised
+}
+
 // serve serves a value as a reader may, and checks that it does not go back.
 func (w *world) serve() {
 	if w.dir.Latest() == nil {
@@ -329,15 +362,26 @@ func (w *world) serve() {
 // A directory, however small, never counts as valid what its twin does not, and never goes back.
 func TestDirectorySafety(t *testing.T) {
 	checks, valid, graced := 0, 0, 0
+	explained := map[coherence.Refusal]int{}
 	for seed := range uint64(*histories) {
 		w := newWorld(t, seed, 1+int(seed%3)*8, 3+int(seed%5)*8, false)
 		w.run(200)
 		checks, valid, graced = checks+w.checks, valid+w.valid, graced+w.graced
+		for refused, n := range w.explained {
+			explained[refused] += n
+		}
 		if t.Failed() {
 			return
 		}
 	}
 	t.Logf("%d checks, %d valid, %d changes in their grace", checks, valid, graced)
+	for _, r := range []coherence.Refusal{
+		coherence.RefusedGrace, coherence.RefusedForgotten, coherence.RefusedEarlier, coherence.RefusedFlushed, coherence.RefusedChanged,
+	} {
+		if explained[r] < checks/5000 {
+			t.Errorf("%d of %d checks were explained as %q", explained[r], checks, r)
+		}
+	}
 	if graced < checks/1000 {
 		t.Errorf("%d checks met %d changes in their grace", checks, graced)
 	}

@@ -27,12 +27,13 @@ type Grace struct {
 type graced struct {
 	xid uint64
 	Grace
+	learned uint32 // as in cell
 }
 
 // allow takes a change of the scope that was committed after the instant, with its grace. It reports
 // false when the change has none: it is over by now, or there is no room.
 func (d *Directory) allow(scope ScopeHash, xid uint64, since Instant, grace time.Duration, now Instant) bool {
-	g := graced{xid, Grace{since, since.Add(min(grace, MaxGrace))}}
+	g := graced{xid, Grace{since, since.Add(min(grace, MaxGrace))}, momentOf(d.now)}
 	if g.Until <= now {
 		return false
 	}
@@ -54,7 +55,7 @@ func (d *Directory) allow(scope ScopeHash, xid uint64, since Instant, grace time
 // CheckGrace reports whether a value read under the snapshot is valid for the scope but for changes
 // in their grace at the instant. The zero Grace says that it lacks none.
 func (d *Directory) CheckGrace(scope ScopeHash, value Snapshot, now Instant) (Grace, bool) {
-	if !d.check(scope, value) {
+	if d.judge(scope, value) != NotRefused {
 		return Grace{}, false
 	}
 	var all Grace
@@ -105,7 +106,7 @@ func (d *Directory) lapse(now Instant) {
 				continue
 			}
 			d.gracedCount--
-			d.enforce(scope, g.xid)
+			d.enforce(scope, g.xid, g.learned)
 		}
 		if d.graced[scope] = left; len(left) == 0 {
 			delete(d.graced, scope)
@@ -113,8 +114,8 @@ func (d *Directory) lapse(now Instant) {
 	}
 }
 
-// enforce records a change that may have been known for long.
-func (d *Directory) enforce(scope ScopeHash, xid uint64) {
+// enforce records a change that may have been known for long, since the moment learned.
+func (d *Directory) enforce(scope ScopeHash, xid uint64, learned uint32) {
 	if !d.latest.Sees(xid) {
 		d.Raise(scope, xid)
 		return
@@ -127,6 +128,7 @@ func (d *Directory) enforce(scope ScopeHash, xid uint64) {
 		if c.n == keep {
 			c.sink(d.latest)
 		}
+		c.learned = learned
 		switch {
 		case c.n == keep: // the others are not seen by any poll yet
 			c.floor = d.latest

@@ -287,6 +287,7 @@ func (t *Tracker) Doubted(scopes ...ScopeHash) (since Instant, doubted bool) {
 // Observe takes an event from the bus or from this node's writes.
 func (t *Tracker) Observe(e Event) {
 	t.mu.Lock()
+	t.dir.now = t.Now()
 	do := t.follower.Step(e)
 	t.apply(do)
 	if do.Poll {
@@ -447,6 +448,7 @@ func (t *Tracker) pollOnce(ctx context.Context) (*Poll, error) {
 	t.polls.Add(1)
 	t.pollTime.Store(int64(t.Now().Sub(sent)))
 	t.mu.Lock()
+	t.dir.now = t.Now()
 	do := t.follower.Step(PollReturned{Sent: sent, Mark: mark, Result: result})
 	t.apply(do)
 	t.mu.Unlock()

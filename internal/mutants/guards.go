@@ -390,7 +390,7 @@ var mutants = []mutant{
 	{
 		name: "graced-change-forgotten", guard: "and then its change is one like any other",
 		file: "coherence/grace.go",
-		old:  "\t\t\td.enforce(scope, g.xid)\n", with: "",
+		old:  "\t\t\td.enforce(scope, g.xid, g.learned)\n", with: "",
 		folder: "coherence", killer: "TestDirectorySafety",
 	},
 	{
@@ -414,7 +414,7 @@ var mutants = []mutant{
 	{
 		name: "grace-excuses-all", guard: "a grace excuses its own change and no other",
 		file: "coherence/grace.go",
-		old:  "if !d.check(scope, value) {", with: "if false {",
+		old:  "if d.judge(scope, value) != NotRefused {", with: "if false {",
 		folder: "tiers", killer: "TestI1GraceNeedsTheRest",
 	},
 	{
