@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"log/slog"
 	"math/rand/v2"
 	"sync"
@@ -127,6 +128,7 @@ type Cache[V any] struct {
 	l1         *L1[V]
 	flights    flights[V]
 	counts     counts
+	misses     misses
 	order      atomic.Uint64 // of reads and loads, see reading
 	refreshing atomic.Int64  // refreshes under way
 	rereading  atomic.Bool   // a load of Verify is under way
@@ -189,6 +191,7 @@ func NewCache[V any](shared Shared, c Config[V]) (*Cache[V], error) {
 		stamps:  shared.Tracker.Stamps(),
 		l1:      newL1[V](cmp.Or(c.MaxEntries, DefaultMaxEntries), cmp.Or(c.MaxBytes, DefaultMaxBytes)),
 		flights: flights[V]{byID: map[string]*flight[V]{}},
+		misses:  misses{seed: maphash.MakeSeed()},
 		life:    life,
 		end:     end,
 	}, nil

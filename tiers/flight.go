@@ -28,6 +28,16 @@ type flight[V any] struct {
 	lease string
 	item  *item[V]
 	err   error
+	// course is for explanations.
+	course course
+}
+
+// brought is what a flight that has landed brought; nil for none.
+func (f *flight[V]) brought() *item[V] {
+	if f == nil {
+		return nil
+	}
+	return f.item
 }
 
 // wait returns when the flight has landed, with its error, or when the reader's context ends.
@@ -87,7 +97,7 @@ func (c *Cache[V]) fly(id string, r *reading) *flight[V] {
 // other, whose start, stack and wake-ups would cost more than the trip to Redis. It takes L2's time-out
 // at most, whatever the reader's context says: others may have joined.
 func (c *Cache[V]) nearL2(f *flight[V]) (landed bool) {
-	if c.L2 == nil || c.passing() {
+	if !c.asksL2(f) {
 		return false
 	}
 	defer func() {
@@ -101,7 +111,39 @@ func (c *Cache[V]) nearL2(f *flight[V]) (landed bool) {
 		}
 	}()
 	b, err := c.L2.Get(c.life, f.key)
-	return err == nil && c.landEntry(f, b, TierL2)
+	if err != nil {
+		c.noteMissL2(f, err)
+		return false
+	}
+	return c.landEntry(f, b, TierL2)
+}
+
+// asksL2 reports whether the flights may ask L2.
+func (c *Cache[V]) asksL2(batch ...*flight[V]) bool {
+	if c.L2 == nil {
+		return false
+	}
+	if !c.passing() {
+		return true
+	}
+	for _, f := range batch {
+		f.course.l2.note(StepDoubt)
+	}
+	return false
+}
+
+// noteMissL2 notes why L2 has nothing for the flight.
+func (c *Cache[V]) noteMissL2(f *flight[V], err error) { f.course.l2.note(c.stepL2(f.key, err)) }
+
+// stepL2 is what an error of L2 says.
+func (c *Cache[V]) stepL2(key string, err error) Step {
+	switch {
+	case errors.Is(err, ErrMiss):
+		return StepNothing
+	case !c.L2.Available(key):
+		return StepUnavailable
+	}
+	return StepSilent
 }
 
 // flyAll joins or starts the flights of the ids at the given places, the new ones together in batches.
@@ -252,14 +294,17 @@ func (c *Cache[V]) passing() bool {
 
 // fromL2 lands what L2 has and returns the rest.
 func (c *Cache[V]) fromL2(ctx context.Context, batch []*flight[V]) []*flight[V] {
-	if c.L2 == nil || c.passing() {
+	if !c.asksL2(batch...) {
 		return batch
 	}
 	var rest []*flight[V]
 	for i, reply := range c.L2.GetMany(ctx, keysOf(batch)) {
-		if reply.Err != nil || !c.landEntry(batch[i], reply.Bytes, TierL2) {
-			rest = append(rest, batch[i])
+		if reply.Err != nil {
+			c.noteMissL2(batch[i], reply.Err)
+		} else if c.landEntry(batch[i], reply.Bytes, TierL2) {
+			continue
 		}
+		rest = append(rest, batch[i])
 	}
 	return rest
 }
@@ -280,14 +325,28 @@ func (c *Cache[V]) landEntry(f *flight[V], b []byte, from Tier) bool {
 func (c *Cache[V]) usable(f *flight[V], b []byte, from Tier) *item[V] {
 	it, err := c.decode(f, b, from)
 	if err != nil {
+		f.course.at(from).note(StepUnreadable)
 		c.counts.unusable.Add(1)
 		return nil
 	}
 	if c.Tracker.Now() >= it.expires || !c.revalidate(it) {
+		f.course.at(from).note(c.stepRefused(it))
 		c.counts.rejected.Add(1)
 		return nil
 	}
+	f.course.at(from).note(StepFound)
 	return it
+}
+
+// stepRefused is why an item cannot be used.
+func (c *Cache[V]) stepRefused(it *item[V]) Step {
+	switch {
+	case it.generation != c.generation():
+		return StepGeneration
+	case c.Tracker.Now() >= it.expires:
+		return StepExpired
+	}
+	return StepChanged
 }
 
 // underLease loads what this replica gets the lease for, and lands the rest with what other replicas
@@ -307,8 +366,13 @@ func (c *Cache[V]) underLease(ctx context.Context, batch, alone []*flight[V]) {
 			}
 			switch {
 			case reply.Value != nil && c.landEntry(f, reply.Value, TierL2):
+				f.course.lease.note(StepWaited)
 				c.release(ctx, f)
-			case reply.Held || reply.Err != nil:
+			case reply.Held:
+				f.course.lease.note(StepHeld)
+				load = append(load, f)
+			case reply.Err != nil:
+				f.course.lease.note(StepSilent)
 				load = append(load, f)
 			default:
 				others = append(others, f)
@@ -331,6 +395,9 @@ func (c *Cache[V]) underLease(ctx context.Context, batch, alone []*flight[V]) {
 	}
 	// The holder takes long, or died. What it loads is good for others; these readers have waited enough.
 	c.counts.cutThru.Add(uint64(len(batch)))
+	for _, f := range batch {
+		f.course.lease.note(StepCutThrough)
+	}
 	c.load(ctx, batch)
 }
 
@@ -357,7 +424,14 @@ func (c *Cache[V]) fromOwners(ctx context.Context, batch []*flight[V]) []*flight
 		for i := int(next.Add(1)) - 1; i < len(batch); i = int(next.Add(1)) - 1 {
 			f := batch[i]
 			b, err := c.Peers.Fetch(ctx, c.config.Namespace, c.config.View, f.id)
-			landed[i] = err == nil && c.landEntry(f, b, TierOwner)
+			switch {
+			case err == nil:
+				landed[i] = c.landEntry(f, b, TierOwner)
+			case errors.Is(err, ErrNoOwner):
+				f.course.owner.note(StepHere)
+			default:
+				f.course.owner.note(StepSilent)
+			}
 		}
 	}
 	var others sync.WaitGroup
@@ -396,7 +470,12 @@ func (c *Cache[V]) load(ctx context.Context, batch []*flight[V]) {
 		if began.order != 0 { // else the bulkhead let nobody ask
 			c.counts.loadErrs.Add(uint64(len(batch)))
 		}
+		failed := StepFailed
+		if errors.Is(err, ErrOverloaded) {
+			failed = StepOverloaded
+		}
 		for _, f := range batch {
+			f.course.source.note(failed)
 			c.land(f, nil, err)
 		}
 		return
@@ -406,6 +485,11 @@ func (c *Cache[V]) load(ctx context.Context, batch []*flight[V]) {
 	var fillings []Filling
 	for _, f := range batch {
 		it := c.loadedItem(f, loaded, began, cost)
+		brought := StepFound
+		if it.absent {
+			brought = StepNothing
+		}
+		f.course.source.note(brought)
 		keep := it.snapshot.Timeline != 0 && c.revalidate(it)
 		e, err := c.encode(f.key, it)
 		if err != nil {

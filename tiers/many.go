@@ -40,49 +40,61 @@ func (c *Cache[V]) lookupMany(ctx context.Context, ids []string, places []int, r
 			failed = err
 		}
 	}
+	misses := map[int]Miss{} // place -> why L1 was not enough
+	endMissed := func(place int, f *flight[V], answer Result[V], err error) {
+		if !r.uncounted {
+			c.ended(ids[place], misses[place], f, &answer, err)
+		}
+		end(place, answer, err)
+	}
 	unproven := c.prove(ctx, ids[places[0]], r)
 	var open, graced []int // places without an answer, and with one in its grace
 	for _, place := range places {
 		if err := c.checkID(ids[place]); err != nil {
 			end(place, Result[V]{}, err)
-		} else if answer, ok := c.near(ids[place], r, unproven); ok {
-			if answer.Grace > 0 {
-				graced = append(graced, place)
-			}
+		} else if answer, ok := c.near(ids[place], r, unproven); ok && answer.Fresh {
 			end(place, answer, nil)
 		} else {
-			open = append(open, place)
+			misses[place] = c.missedL1(ids[place], r, unproven)
+			switch {
+			case !ok:
+				open = append(open, place)
+				continue
+			case answer.Grace > 0:
+				graced = append(graced, place)
+			}
+			endMissed(place, nil, answer, nil)
 		}
 	}
 	c.flyAll(ids, graced, r)
-	last := make(map[int]*item[V], len(open)) // place -> what the flight before brought
+	last := make(map[int]*flight[V], len(open)) // place -> the flight before
 	for range maxAttempts {
 		flights := c.flyAll(ids, open, r)
 		var again []int
 		for n, place := range open {
 			f := flights[n]
-			if answer, ok, err := c.await(ctx, f, last[place], r); ok {
-				end(place, answer, nil)
+			if answer, ok, err := c.await(ctx, f, last[place].brought(), r); ok {
+				endMissed(place, f, answer, nil)
 			} else if err != nil {
-				answer, err := c.giveUp(ids[place], last[place], r, err, unproven)
-				end(place, answer, err)
+				answer, err := c.giveUp(ids[place], last[place].brought(), r, err, unproven)
+				endMissed(place, f, answer, err)
 			} else if answer, ok := c.label(f.item, f.item.tier, r); ok {
-				end(place, answer, nil)
+				endMissed(place, f, answer, nil)
 			} else {
-				last[place] = f.item
+				last[place] = f
 				again = append(again, place)
 			}
 		}
 		if open = again; len(open) == 0 || unproven != nil {
 			break
 		}
-		if unproven = c.proveAgain(ctx, ids[open[0]], last[open[0]], r); unproven != nil {
+		if unproven = c.proveAgain(ctx, ids[open[0]], last[open[0]].item, r); unproven != nil {
 			break
 		}
 	}
 	for _, place := range open {
-		answer, err := c.giveUp(ids[place], last[place], r, nil, unproven)
-		end(place, answer, err)
+		answer, err := c.giveUp(ids[place], last[place].brought(), r, nil, unproven)
+		endMissed(place, last[place], answer, err)
 	}
 	return failed
 }

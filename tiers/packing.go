@@ -25,6 +25,17 @@ const (
 	NoCompression Algorithm = 3
 )
 
+// String is the algorithm's name; "none" for what is not compressed.
+func (a Algorithm) String() string {
+	switch a {
+	case S2:
+		return "s2"
+	case Zstd:
+		return "zstd"
+	}
+	return "none"
+}
+
 // Compression says how a cache compresses what it stores. The zero value is S2 above 1 KiB. It concerns writing only:
 // every replica reads what any of them wrote.
 type Compression struct {

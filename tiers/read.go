@@ -189,25 +189,37 @@ func (c *Cache[V]) lookup(ctx context.Context, id string, r *reading) (Result[V]
 		return c.count(Result[V]{}, err)
 	}
 	unproven := c.prove(ctx, id, r)
-	if answer, ok := c.near(id, r, unproven); ok {
-		if answer.Grace > 0 {
-			c.flyAll([]string{id}, []int{0}, r)
-		}
+	answer, ok := c.near(id, r, unproven)
+	if ok && answer.Fresh {
 		return c.count(answer, nil)
 	}
+	miss := c.missedL1(id, r, unproven)
+	var f *flight[V]
+	var err error
+	if !ok {
+		answer, f, err = c.travel(ctx, id, r, unproven)
+	} else if answer.Grace > 0 {
+		c.flyAll([]string{id}, []int{0}, r)
+	}
+	c.ended(id, miss, f, &answer, err)
+	return c.count(answer, err)
+}
+
+// travel is a read that L1 has no answer for. It returns the last of its flights, too.
+func (c *Cache[V]) travel(ctx context.Context, id string, r *reading, unproven error) (answer Result[V], f *flight[V], err error) {
 	var last *item[V]
 	var failed error
 	for range maxAttempts {
-		f := c.fly(id, r)
+		f = c.fly(id, r)
 		answer, ok, err := c.await(ctx, f, last, r)
 		if ok {
-			return c.count(answer, nil)
+			return answer, f, nil
 		}
 		if failed = err; failed != nil {
 			break
 		}
 		if answer, ok := c.label(f.item, f.item.tier, r); ok {
-			return c.count(answer, nil)
+			return answer, f, nil
 		}
 		if last = f.item; unproven != nil {
 			break // another flight cannot prove more
@@ -216,7 +228,8 @@ func (c *Cache[V]) lookup(ctx context.Context, id string, r *reading) (Result[V]
 			break
 		}
 	}
-	return c.count(c.giveUp(id, last, r, failed, unproven))
+	answer, err = c.giveUp(id, last, r, failed, unproven)
+	return answer, f, err
 }
 
 // near answers from L1: FRESH, or in its grace, whereupon the caller must start a flight; or STALE if it is

@@ -330,16 +330,17 @@ func (f *found[V]) collect(t *Together) error {
 	r := reading{Want: Want{Budget: math.MaxInt64}, order: math.MaxUint64}
 	items := make([]*item[V], len(f.ids))
 	var missing []int
+	misses := map[int]Miss{} // place -> why L1 was not enough
 	for i, id := range f.ids {
 		it, shard := c.l1.get(id)
 		if it == nil {
-			missing = append(missing, i)
+			missing, misses[i] = append(missing, i), c.missedL1(id, &r, nil)
 		} else if answer, ok := c.label(it, TierL1, &r); ok {
 			items[i], f.results[i] = it, answer
 			it.heat.add(1, c.Tracker.Now())
 			shard.promote(id)
 		} else {
-			missing = append(missing, i)
+			missing, misses[i] = append(missing, i), c.missedL1(id, &r, nil)
 		}
 	}
 	switch {
@@ -347,11 +348,11 @@ func (f *found[V]) collect(t *Together) error {
 	case t.tx != nil:
 		return fmt.Errorf("%s %q cannot be read in a transaction and has just changed: %w", c.config.Namespace, short(f.ids[missing[0]]), ErrUncertain)
 	case len(missing) == 1:
-		if err := f.land(t, items, missing, []*flight[V]{c.fly(f.ids[missing[0]], &r)}); err != nil {
+		if err := f.land(t, items, missing, misses, []*flight[V]{c.fly(f.ids[missing[0]], &r)}); err != nil {
 			return err
 		}
 	default:
-		if err := f.land(t, items, missing, c.flyAll(f.ids, missing, &r)); err != nil {
+		if err := f.land(t, items, missing, misses, c.flyAll(f.ids, missing, &r)); err != nil {
 			return err
 		}
 	}
@@ -364,9 +365,10 @@ func (f *found[V]) collect(t *Together) error {
 }
 
 // land waits for the flights of the ids at the places. What they bring may have changed again: that is seen later.
-func (f *found[V]) land(t *Together, items []*item[V], places []int, flights []*flight[V]) error {
+func (f *found[V]) land(t *Together, items []*item[V], places []int, misses map[int]Miss, flights []*flight[V]) error {
 	for i, place := range places {
 		if err := flights[i].wait(t.ctx); err != nil {
+			f.cache.ended(f.ids[place], misses[place], flights[i], nil, err)
 			if !t.proof.proven(f.cache.Tracker.Latest(), f.cache.Tracker.Now()) {
 				err = fmt.Errorf("%w: %w", ErrUncertain, err)
 			}
@@ -375,6 +377,7 @@ func (f *found[V]) land(t *Together, items []*item[V], places []int, flights []*
 		it := flights[i].item
 		items[place] = it
 		f.results[place] = it.result(it.tier, true, 0, f.cache.Tracker.Now(), nil)
+		f.cache.ended(f.ids[place], misses[place], flights[i], &f.results[place], nil)
 	}
 	return nil
 }
