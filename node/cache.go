@@ -224,7 +224,7 @@ func NewCache[V any](n *Node, c CacheConfig[V]) (*Cache[V], error) {
 	}
 	wrong = errors.Join(wrong, warm.check(c.MaxEntries))
 	s := settings{c.Budget, c.MaxStale, c.SoftTimeout, c.LoadTimeout}
-	inner, err := newTiers(n, name, s, wrong, tiers.Config[V]{
+	inner, err := newTiers(n, name, false, s, wrong, tiers.Config[V]{
 		Source: source, Tags: c.Tags, TTL: c.TTL, NegativeTTL: c.NegativeTTL, MaxEntries: c.MaxEntries, MaxBytes: c.MaxBytes,
 		Refresh: c.Refresh, RetryAfter: c.RetryAfter,
 		Codec: c.Codec, Compression: c.Compress, MaxValue: c.MaxValue, NoVerify: c.NoVerify,
@@ -255,8 +255,8 @@ func NewCache[V any](n *Node, c CacheConfig[V]) (*Cache[V], error) {
 	return made, nil
 }
 
-// newTiers makes the read path and enters it in the node, unless something is wrong.
-func newTiers[V any](n *Node, name cacheName, s settings, wrong error, c tiers.Config[V]) (*tiers.Cache[V], error) {
+// newTiers makes the read path, of queries or of entities, and enters it in the node, unless something is wrong.
+func newTiers[V any](n *Node, name cacheName, query bool, s settings, wrong error, c tiers.Config[V]) (*tiers.Cache[V], error) {
 	wrong = errors.Join(wrong, cluster.CheckNamespace(name.namespace), cluster.CheckView(name.view), s.validate(n.config), c.Validate())
 	if wrong != nil {
 		return nil, wrong
@@ -276,7 +276,7 @@ func newTiers[V any](n *Node, name cacheName, s settings, wrong error, c tiers.C
 	if err != nil {
 		return nil, err
 	}
-	n.caches[name] = inner
+	n.caches[name] = known{inner, s.want(n.config), query}
 	return inner, nil
 }
 

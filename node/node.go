@@ -61,7 +61,7 @@ type Node struct {
 	writes sync.WaitGroup // and transactions of snapshots, and samples, under way; entered under mu, unless closed
 
 	mu      sync.RWMutex
-	caches  map[cacheName]cache   // every cache made on this node
+	caches  map[cacheName]known   // every cache made on this node
 	warmUps map[cacheName]*warmUp // of the caches that have one
 	closed  bool
 
@@ -84,6 +84,7 @@ type cache interface {
 	Verifiable() int
 	Verify(ctx context.Context, n int) (tiers.Verified, error)
 	L2Key(id string) (string, error)
+	Explain(ctx context.Context, id string, want tiers.Want) (tiers.Explanation, error)
 	CountUnlink()
 	Stats() tiers.Stats
 	Close() error
@@ -105,7 +106,7 @@ func Open(ctx context.Context, c Config) (*Node, error) {
 func openOn(c Config, provide func(*Node) (parts, error)) (*Node, error) {
 	n := &Node{
 		config: c, id: c.id(), boot: newBoot(), due: newAlarm(), watches: newWatches(), verifier: newVerifier(),
-		caches: map[cacheName]cache{}, warmUps: map[cacheName]*warmUp{},
+		caches: map[cacheName]known{}, warmUps: map[cacheName]*warmUp{},
 	}
 	n.window.since = time.Now()
 	n.life, n.end = context.WithCancel(context.Background())

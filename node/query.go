@@ -98,7 +98,7 @@ func NewQueryCache[V any](n *Node, c QueryConfig[V]) (*QueryCache[V], error) {
 		}
 	}
 	s := settings{c.Budget, c.MaxStale, c.SoftTimeout, c.LoadTimeout}
-	inner, err := newTiers(n, name, s, wrong, config)
+	inner, err := newTiers(n, name, true, s, wrong, config)
 	if err == nil {
 		err = n.startWarmUp(warm, name, c.MaxEntries, c.MaxBytes, warmPlan{limit: 1_000, rate: 200})
 	}

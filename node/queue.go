@@ -51,6 +51,7 @@ type follower interface {
 	count() *putCounts
 	empty() bool
 	oldest() (int, time.Time)
+	describe(id string) *ExplainedPut
 	add(m put) error
 	addFirst(m put, followed func() bool)
 	settle(places []uint64)

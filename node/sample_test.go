@@ -114,9 +114,9 @@ func (s sized) Verifiable() int { return s.entries }
 
 // A sample takes something of every cache, no more than there is, and the rest from where the entries are.
 func TestVerifyShares(t *testing.T) {
-	n := &Node{caches: map[cacheName]cache{}}
+	n := &Node{caches: map[cacheName]known{}}
 	for view, entries := range map[string]int{"large": 9000, "middle": 900, "small": 3, "none": 0} {
-		n.caches[cacheName{"x", view}] = sized{entries: entries}
+		n.caches[cacheName{"x", view}] = known{cache: sized{entries: entries}}
 	}
 	for entries, want := range map[int]map[string][2]int{
 		1:      {},

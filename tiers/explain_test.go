@@ -305,3 +305,16 @@ func TestMissesAreBounded(t *testing.T) {
 		t.Errorf("%d of the last 500 are kept", newest)
 	}
 }
+
+// The shard of a slot is found by the text of its slots.
+func TestShardServes(t *testing.T) {
+	s := ShardState{Slots: "0-5460 5462 16383"}
+	for slot, want := range map[uint16]bool{0: true, 5460: true, 5461: false, 5462: true, 5463: false, 16383: true} {
+		if s.Serves(slot) != want {
+			t.Errorf("slot %d: %t", slot, !want)
+		}
+	}
+	if (ShardState{}).Serves(0) {
+		t.Error("a shard that is unreached serves a slot")
+	}
+}

@@ -112,7 +112,7 @@ func (c *Cache[V]) nearL2(f *flight[V]) (landed bool) {
 	}()
 	b, err := c.L2.Get(c.life, f.key)
 	if err != nil {
-		c.noteMissL2(f, err)
+		f.course.l2.note(c.stepL2(f.key, err))
 		return false
 	}
 	return c.landEntry(f, b, TierL2)
@@ -131,9 +131,6 @@ func (c *Cache[V]) asksL2(batch ...*flight[V]) bool {
 	}
 	return false
 }
-
-// noteMissL2 notes why L2 has nothing for the flight.
-func (c *Cache[V]) noteMissL2(f *flight[V], err error) { f.course.l2.note(c.stepL2(f.key, err)) }
 
 // stepL2 is what an error of L2 says.
 func (c *Cache[V]) stepL2(key string, err error) Step {
@@ -300,7 +297,7 @@ func (c *Cache[V]) fromL2(ctx context.Context, batch []*flight[V]) []*flight[V] 
 	var rest []*flight[V]
 	for i, reply := range c.L2.GetMany(ctx, keysOf(batch)) {
 		if reply.Err != nil {
-			c.noteMissL2(batch[i], reply.Err)
+			batch[i].course.l2.note(c.stepL2(batch[i].key, reply.Err))
 		} else if c.landEntry(batch[i], reply.Bytes, TierL2) {
 			continue
 		}

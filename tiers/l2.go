@@ -9,6 +9,8 @@ import (
 	"log/slog"
 	"net"
 	"slices"
+	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -207,6 +209,22 @@ type ShardState struct {
 	// not sent, for want of a connection or because of the breaker. All count since the process first
 	// saw this primary.
 	Requests, Failures, Refused uint64
+}
+
+// Serves reports whether the shard serves the slot, by the text of its Slots.
+func (s ShardState) Serves(slot uint16) bool {
+	for span := range strings.FieldsSeq(s.Slots) {
+		first, last, two := strings.Cut(span, "-")
+		if !two {
+			last = first
+		}
+		low, err1 := strconv.ParseUint(first, 10, 16)
+		high, err2 := strconv.ParseUint(last, 10, 16)
+		if err1 == nil && err2 == nil && uint64(slot) >= low && uint64(slot) <= high {
+			return true
+		}
+	}
+	return false
 }
 
 // Shards returns the shards in the order of their slots.
