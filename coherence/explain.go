@@ -78,27 +78,39 @@ type ScopeStanding struct {
 type Standing struct {
 	// Refused is why the value is not valid; NotRefused iff [Tracker.Valid] says at the same moment that it is.
 	Refused Refusal
-	// Scope is the place of a scope that refuses it so; -1 when it is not refused, or for what is of no scope.
+	// Scope is the place of a scope that refuses it so, and By how it stands to that; -1 and zero when it is not refused,
+	// or for what is of no scope.
 	Scope int
+	By    ScopeStanding
 	// Scopes are those of the value, in their order.
 	Scopes []ScopeStanding
 }
 
-// By is the standing to the scope that refuses the value; zero if none does.
-func (s Standing) By() ScopeStanding {
-	if s.Scope < 0 {
-		return ScopeStanding{}
-	}
-	return s.Scopes[s.Scope]
-}
-
 // Explain says how a value read under the snapshot stands to all of its scopes. It changes nothing.
 func (t *Tracker) Explain(value ScopeHash, scopes []ScopeHash, snapshot Snapshot) Standing {
-	all := Standing{Scope: -1, Scopes: make([]ScopeStanding, len(scopes))}
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	all := make([]ScopeStanding, len(scopes))
+	s := t.explain(value, scopes, snapshot, all)
+	s.Scopes = all
+	return s
+}
+
+// Refusal is [Tracker.Explain] without the standing to each scope.
+func (t *Tracker) Refusal(value ScopeHash, scopes []ScopeHash, snapshot Snapshot) Standing {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.valid(value, scopes, snapshot) {
+		return Standing{Scope: -1}
+	}
+	return t.explain(value, scopes, snapshot, nil)
+}
+
+// explain puts the standing to each scope into all, if that is not nil. The caller holds mu.
+func (t *Tracker) explain(value ScopeHash, scopes []ScopeHash, snapshot Snapshot, all []ScopeStanding) Standing {
+	whole := Standing{Scope: -1}
 	if !t.dir.CheckNote(value, snapshot) {
-		all.Refused = t.dir.outside(snapshot, RefusedNoted)
+		whole.Refused = t.dir.outside(snapshot, RefusedNoted)
 	}
 	now := t.Now()
 	for i, scope := range scopes {
@@ -106,11 +118,14 @@ func (t *Tracker) Explain(value ScopeHash, scopes []ScopeHash, snapshot Snapshot
 		if since, doubted := t.Doubted(scope); doubted {
 			s.Refused, s.Since = RefusedDoubt, since
 		}
-		if all.Scopes[i] = s; s.Refused > all.Refused || (s.Refused == all.Refused && all.Scope < 0 && s.Refused != NotRefused) {
-			all.Refused, all.Scope = s.Refused, i
+		if all != nil {
+			all[i] = s
+		}
+		if s.Refused > whole.Refused || (s.Refused == whole.Refused && whole.Scope < 0 && s.Refused != NotRefused) {
+			whole.Refused, whole.Scope, whole.By = s.Refused, i, s
 		}
 	}
-	return all
+	return whole
 }
 
 // Explain says what is known of the scope, and how a value read under the snapshot stands to it: it is refused iff

@@ -36,9 +36,12 @@ func TestTrackerExplains(t *testing.T) {
 			if valid := tracker.Valid(value, scopes, snapshot); valid != (s.Refused == coherence.NotRefused) {
 				t.Fatalf("valid %t, explained as %+v", valid, s)
 			}
+			if r := tracker.Refusal(value, scopes, snapshot); r.Refused != s.Refused || r.Scope != s.Scope || r.By != s.By {
+				t.Fatalf("refused as %+v, explained as %+v", r, s)
+			}
 			return s
 		}
-		if s := agree(old); s.Refused != coherence.NotRefused || s.Scope != -1 || s.By() != (coherence.ScopeStanding{}) {
+		if s := agree(old); s.Refused != coherence.NotRefused || s.Scope != -1 || s.By != (coherence.ScopeStanding{}) {
 			t.Errorf("before any change: %+v", s)
 		}
 		if s := agree(coherence.Snapshot{}); s.Refused != coherence.RefusedHistory {
@@ -51,7 +54,7 @@ func TestTrackerExplains(t *testing.T) {
 		tracker.Observe(coherence.HintHeard{Hint: coherence.Hint{Boot: 2, Seq: 1, Timeline: old.Timeline, XID: xid, Scopes: scopes[2:]}})
 		pass(2 * time.Second)
 		s := agree(old)
-		if by := s.By(); s.Refused != coherence.RefusedChanged || s.Scope != 2 || by.Lacks != xid || by.Last != xid || heard.Sub(by.Heard).Abs() > 10*time.Millisecond {
+		if by := s.By; s.Refused != coherence.RefusedChanged || s.Scope != 2 || by.Lacks != xid || by.Last != xid || heard.Sub(by.Heard).Abs() > 10*time.Millisecond {
 			t.Errorf("after a hint of %d at %v, and polls: %+v", xid, heard, s)
 		}
 		now := log.Snapshot()
@@ -71,7 +74,7 @@ func TestTrackerExplains(t *testing.T) {
 
 		since := tracker.Now()
 		tracker.Doubt(map[coherence.ScopeHash]coherence.Instant{entity.Hash(): since})
-		if s := agree(newer); s.Refused != coherence.RefusedDoubt || s.Scope != 0 || s.By().Since != since {
+		if s := agree(newer); s.Refused != coherence.RefusedDoubt || s.Scope != 0 || s.By.Since != since {
 			t.Errorf("in doubt: %+v", s)
 		}
 		tracker.Doubt(nil)
@@ -82,15 +85,15 @@ func TestTrackerExplains(t *testing.T) {
 		tx.Commit()
 		barrier(t, tracker)
 		s = agree(newer)
-		if by := s.By(); s.Refused != coherence.RefusedGrace || by.Lacks != tx.XID() || by.Last != tx.XID() || by.Grace.Until.Sub(tracker.Now()) > time.Minute {
+		if by := s.By; s.Refused != coherence.RefusedGrace || by.Lacks != tx.XID() || by.Last != tx.XID() || by.Grace.Until.Sub(tracker.Now()) > time.Minute {
 			t.Errorf("in a grace: %+v", s)
 		}
 		pass(61 * time.Second)
-		if s := agree(newer); s.Refused != coherence.RefusedChanged || s.By().Lacks != tx.XID() {
+		if s := agree(newer); s.Refused != coherence.RefusedChanged || s.By.Lacks != tx.XID() {
 			t.Errorf("after it: %+v", s)
 		}
 		pass(time.Second)
-		if by := agree(newer).By(); by.Last != tx.XID() || tracker.Now().Sub(by.Heard) < time.Minute {
+		if by := agree(newer).By; by.Last != tx.XID() || tracker.Now().Sub(by.Heard) < time.Minute {
 			t.Errorf("after it, and a poll: %+v", by)
 		}
 	})

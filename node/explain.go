@@ -279,7 +279,7 @@ func explainedEntry(c *tiers.Copy, scopes []tiers.ScopeExplanation) *ExplainedEn
 	e := &ExplainedEntry{
 		Absent: c.Absent, Snapshot: text + more, Timeline: timeline, Generation: c.Generation.String(), From: c.Tier.String(),
 		LoadedAgo: time.Since(c.LoadedAt).Seconds(), ExpiresIn: c.Left.Seconds(), RefreshIn: c.Refresh.Seconds(),
-		Tags: c.Tags, Bytes: c.Bytes, Payload: c.Payload, Refused: c.Standing.Refused.String(), Lacks: c.Standing.By().Lacks,
+		Tags: c.Tags, Bytes: c.Bytes, Payload: c.Payload, Refused: c.Standing.Refused.String(), Lacks: c.Standing.By.Lacks,
 	}
 	if c.Codec != 0 {
 		e.Codec, e.Compression = strings.ToLower(c.Codec.String()), c.Compression.String()

@@ -100,7 +100,7 @@ func (e reasoning) unproven() string {
 
 // refusal says why an entry is not valid.
 func (e reasoning) refusal(s coherence.Standing) string {
-	by, scope, heard := s.By(), "", ""
+	by, scope, heard := s.By, "", ""
 	if s.Scope >= 0 {
 		scope = e.tiers.Scopes[s.Scope].Name
 	}

@@ -18,9 +18,9 @@ func TestExplanationsInWords(t *testing.T) {
 		standing := coherence.Standing{Refused: refused, Scope: -1}
 		if refused != coherence.NotRefused && refused != coherence.RefusedNoted {
 			standing.Scope = 0
-			standing.Scopes = []coherence.ScopeStanding{{
+			standing.By = coherence.ScopeStanding{
 				Refused: refused, Last: 881, Lacks: 881, Heard: now - 3*second, Since: now - 5*second, Grace: coherence.Grace{Until: now + 2*second},
-			}}
+			}
 		}
 		e := reasoning{
 			Explanation: &Explanation{

@@ -125,8 +125,7 @@ func (c *Cache[V]) Explain(ctx context.Context, id string, want Want) (Explanati
 		e.L1 = c.copyOf(it, names, scopes, e.Now)
 		e.L1.Bytes = it.size
 		if e.Proven && it.sum.Load() == c.stamps.Sum(&it.stamps) {
-			// A hit: it was found valid, and nothing has changed since, which the directory may no longer know of a value
-			// so old.
+			// A hit: it was found valid, and nothing has changed since. The directory need not know that of an old value.
 			e.L1.Standing = coherence.Standing{Scope: -1, Scopes: make([]coherence.ScopeStanding, len(scopes))}
 		}
 		e.Resting = max(coherence.Instant(it.retry.Load()).Sub(e.Now), 0)
@@ -251,7 +250,7 @@ func (c *Cache[V]) copyOf(it *item[V], names map[coherence.ScopeHash]string, sco
 		e.Tags = append(e.Tags, strings.TrimPrefix(names[tag], "tag "))
 	}
 	own := c.Tracker.Explain(it.scopes[viewScope], it.scopes, it.snapshot)
-	e.Standing = coherence.Standing{Refused: own.Refused, Scope: -1, Scopes: make([]coherence.ScopeStanding, len(scopes))}
+	e.Standing = coherence.Standing{Refused: own.Refused, Scope: -1, By: own.By, Scopes: make([]coherence.ScopeStanding, len(scopes))}
 	for i, scope := range it.scopes { // each is among the scopes of all
 		for n := range scopes {
 			if scopes[n] != scope {

@@ -145,7 +145,7 @@ func TestExplainTellsTheTiers(t *testing.T) {
 		d.poll()
 		pass(time.Second)
 		e = d.explain("a", second)
-		if e.L1 == nil || e.Label != LabelNone || e.L1.Standing.Refused != coherence.RefusedChanged || e.L1.Standing.By().Lacks != xid || e.InL2 != StepChanged {
+		if e.L1 == nil || e.Label != LabelNone || e.L1.Standing.Refused != coherence.RefusedChanged || e.L1.Standing.By.Lacks != xid || e.InL2 != StepChanged {
 			t.Fatalf("after a change of its tag: %+v", e)
 		}
 		if by := e.Scopes[e.L1.Standing.Scope]; by.Name != "tag letter:a" || by.Last != xid || e.Now.Sub(by.Heard) < 990*time.Millisecond || by.L1 != coherence.RefusedChanged || by.L2 != coherence.RefusedChanged {

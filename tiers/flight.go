@@ -97,7 +97,8 @@ func (c *Cache[V]) fly(id string, r *reading) *flight[V] {
 // other, whose start, stack and wake-ups would cost more than the trip to Redis. It takes L2's time-out
 // at most, whatever the reader's context says: others may have joined.
 func (c *Cache[V]) nearL2(f *flight[V]) (landed bool) {
-	if !c.asksL2(f) {
+	if c.L2 == nil || c.passing() {
+		f.course.noteDoubt(c.L2)
 		return false
 	}
 	defer func() {
@@ -116,20 +117,6 @@ func (c *Cache[V]) nearL2(f *flight[V]) (landed bool) {
 		return false
 	}
 	return c.landEntry(f, b, TierL2)
-}
-
-// asksL2 reports whether the flights may ask L2.
-func (c *Cache[V]) asksL2(batch ...*flight[V]) bool {
-	if c.L2 == nil {
-		return false
-	}
-	if !c.passing() {
-		return true
-	}
-	for _, f := range batch {
-		f.course.l2.note(StepDoubt)
-	}
-	return false
 }
 
 // stepL2 is what an error of L2 says.
@@ -291,7 +278,10 @@ func (c *Cache[V]) passing() bool {
 
 // fromL2 lands what L2 has and returns the rest.
 func (c *Cache[V]) fromL2(ctx context.Context, batch []*flight[V]) []*flight[V] {
-	if !c.asksL2(batch...) {
+	if c.L2 == nil || c.passing() {
+		for _, f := range batch {
+			f.course.noteDoubt(c.L2)
+		}
 		return batch
 	}
 	var rest []*flight[V]

@@ -138,7 +138,6 @@ func (f Failure) String() string {
 }
 
 func failureOf(err error) Failure {
-	var answer *pq.Error
 	switch {
 	case err == nil:
 		return FailureNone
@@ -152,7 +151,8 @@ func failureOf(err error) Failure {
 		return FailureTimeout
 	case errors.Is(err, context.Canceled):
 		return FailureGone
-	case errors.As(err, &answer):
+	}
+	if _, answered := errors.AsType[*pq.Error](err); answered {
 		return FailurePostgres
 	}
 	return FailureOther
@@ -167,6 +167,13 @@ type step struct{ atomic.Uint32 }
 func (s *step) note(met Step) { s.CompareAndSwap(uint32(StepNotAsked), uint32(met)) }
 
 func (s *step) met() Step { return Step(s.Load()) }
+
+// noteDoubt notes that L2, if there is one, was not asked, since nothing can be kept.
+func (c *course) noteDoubt(l2 Store) {
+	if l2 != nil {
+		c.l2.note(StepDoubt)
+	}
+}
 
 // at is the flight's step at the tier that an entry comes from.
 func (c *course) at(from Tier) *step {
@@ -196,10 +203,10 @@ func (c *Cache[V]) missedL1(id string, r *reading, unproven error) Miss {
 		m.L1 = StepExpired
 		return m
 	}
-	s := c.Tracker.Explain(it.scopes[viewScope], it.scopes, it.snapshot)
+	s := c.Tracker.Refusal(it.scopes[viewScope], it.scopes, it.snapshot)
 	switch {
 	case s.Refused != coherence.NotRefused:
-		m.L1, m.Refused, m.XID = StepChanged, s.Refused, s.By().Lacks
+		m.L1, m.Refused, m.XID = StepChanged, s.Refused, s.By.Lacks
 		if s.Scope >= 0 {
 			m.Scope = it.scopes[s.Scope]
 		}
