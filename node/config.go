@@ -8,10 +8,12 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"net/url"
 	"os"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -45,6 +47,9 @@ type Config struct {
 	Budget time.Duration
 	// MaxStale is how old an answer may be when freshness cannot be proven; 0 = none is given.
 	MaxStale time.Duration
+	// Caches are settings for caches by name, over what their code says: namespace, for all views of it, or
+	// namespace/view, which counts more. A name that no cache has by the time of [Node.Ready] is logged.
+	Caches map[string]CacheSettings
 
 	// Logger gets what operators should know; nil = slog.Default(). Keys' values are never logged.
 	Logger *slog.Logger
@@ -122,11 +127,19 @@ const MaxBudget = 24 * time.Hour
 
 var nodeID = regexp.MustCompile(`^[A-Za-z0-9._-]{1,64}$`)
 
-// Validate reports all problems at once, each naming its field.
+// ConfigError is one problem of one field of a [Config].
+type ConfigError struct {
+	Field string // such as Postgres.PollInterval; of a map, with the key: Caches.product/list
+	Want  string // what is wrong, and what would be right
+}
+
+func (e *ConfigError) Error() string { return "node: Config." + e.Field + ": " + e.Want }
+
+// Validate reports all problems at once, each a [*ConfigError], joined.
 func (c Config) Validate() error {
 	var problems []error
 	wrong := func(field, format string, args ...any) {
-		problems = append(problems, fmt.Errorf("node: Config.%s: %s", field, fmt.Sprintf(format, args...)))
+		problems = append(problems, &ConfigError{field, fmt.Sprintf(format, args...)})
 	}
 	if _, err := cluster.NewKeys(c.App); err != nil {
 		wrong("App", "%v", err)
@@ -199,9 +212,19 @@ func (c Config) Validate() error {
 	if c.WriteBehind.minRetry() > c.WriteBehind.maxRetry() {
 		wrong("WriteBehind.MinRetry", "%v is above MaxRetry %v", c.WriteBehind.minRetry(), c.WriteBehind.maxRetry())
 	}
+	for i, address := range c.Redis.Addrs {
+		if host, port, err := net.SplitHostPort(address); err != nil || host == "" || port == "" {
+			wrong("Redis.Addrs", "address no. %d is not host:port", i+1)
+		}
+	}
 	if len(c.Redis.Addrs) > 0 {
 		if err := c.l2().Validate(); err != nil {
 			wrong("Redis", "%v", err)
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(c.Caches)) {
+		if err := errors.Join(checkCacheName(name), c.Caches[name].validate(c)); err != nil {
+			wrong("Caches."+name, "%v", err)
 		}
 	}
 	return errors.Join(problems...)

@@ -118,6 +118,12 @@ func (u *QueryWarmUp) plan(n *Node, name cacheName) warmPlan {
 	return p
 }
 
+// tuned is the plan with what the settings say.
+func (p warmPlan) tuned(s WarmUpSettings) warmPlan {
+	p.limit, p.rate, p.timeout, p.every = s.Limit, s.Rate, s.Timeout, s.Every
+	return p
+}
+
 // check reports all problems at once, each naming its field.
 func (p *warmPlan) check(maxEntries int) error {
 	var problems []error
