@@ -100,13 +100,13 @@ type RedisConfig struct {
 	// top. It must heed its context. nil = a plain dialer. Where the announced addresses cannot be
 	// reached, behind proxies or NAT, it maps them.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
-	// Timeout bounds every call; 0 = 50 ms.
+	// Timeout bounds every call, 1 ms to 1 min; 0 = 50 ms.
 	Timeout time.Duration
 	// LeaseWait is how long a miss waits for another replica that is loading the same key before it
 	// loads, too, out of its LoadTimeout; 0 = 500 ms, or a quarter of LoadTimeout if that is shorter.
 	// Sources that take longer want more.
 	LeaseWait time.Duration
-	// MaxValue is the largest entry stored, in bytes; 0 = 8 MiB. Larger ones stay in L1, if they fit.
+	// MaxValue is the largest entry stored, in bytes, up to 512 MiB; 0 = 8 MiB. Larger ones stay in L1, if they fit.
 	MaxValue int
 	// CleanRate bounds the keys that the primaries go through in a second, all together, when entries of old
 	// generations are removed; 0 = 10,000.
@@ -173,6 +173,7 @@ func (c Config) Validate() error {
 		{"Postgres.PollTimeout", c.Postgres.PollTimeout, 10 * time.Millisecond, time.Minute},
 		{"Postgres.LoadTimeout", c.Postgres.LoadTimeout, 10 * time.Millisecond, 10 * time.Minute},
 		{"Postgres.WriteTimeout", c.Postgres.WriteTimeout, 10 * time.Millisecond, 24 * time.Hour},
+		{"Redis.Timeout", c.Redis.Timeout, time.Millisecond, time.Minute},
 		{"Redis.LeaseWait", c.Redis.LeaseWait, time.Millisecond, time.Minute},
 		{"Postgres.Retention", c.Postgres.Retention, time.Minute, 7 * 24 * time.Hour},
 		{"WriteBehind.Timeout", c.WriteBehind.Timeout, 10 * time.Millisecond, time.Minute},
@@ -193,6 +194,7 @@ func (c Config) Validate() error {
 	}{
 		{"Postgres.MaxConns", c.Postgres.MaxConns, 1000},
 		{"Postgres.Queue", c.Postgres.Queue, 1_000_000},
+		{"Redis.MaxValue", c.Redis.MaxValue, 512 << 20}, // Redis takes no more
 		{"Redis.CleanRate", c.Redis.CleanRate, tiers.MaxSweepRate},
 		{"Verify.Sample", c.Verify.Sample, 1000},
 		{"WriteBehind.MaxPending", c.WriteBehind.MaxPending, 1_000_000},
@@ -217,14 +219,14 @@ func (c Config) Validate() error {
 			wrong("Redis.Addrs", "address no. %d is not host:port", i+1)
 		}
 	}
-	if len(c.Redis.Addrs) > 0 {
-		if err := c.l2().Validate(); err != nil {
-			wrong("Redis", "%v", err)
-		}
+	if c.Redis.Username != "" && c.Redis.Password == "" {
+		wrong("Redis.Username", "is set without a Password")
 	}
 	for _, name := range slices.Sorted(maps.Keys(c.Caches)) {
 		if err := errors.Join(checkCacheName(name), c.Caches[name].validate(c)); err != nil {
-			wrong("Caches."+name, "%v", err)
+			for problem := range strings.SplitSeq(err.Error(), "\n") {
+				wrong("Caches."+name, "%s", problem)
+			}
 		}
 	}
 	return errors.Join(problems...)
