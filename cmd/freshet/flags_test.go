@@ -27,7 +27,7 @@ func TestUsageErrors(t *testing.T) {
 		{"up --rate 100 --replay /nowhere", []string{"--replay: ", "/nowhere"}},
 		{"up --rate 100 --report /nowhere/report", []string{"--report: ", "/nowhere"}},
 		{"up --rate 100 --for 10s --kill nats --at 5s", []string{"--at: 5s", "10s"}},
-		{"serve", []string{"--postgres: missing"}},
+		{"serve", []string{"--postgres: is empty"}},
 		{
 			"serve --postgres x --app A --listen x --redis y --nats z --budget -1s --max-stale 999h --drain-delay 1h",
 			[]string{"--app:", "--listen:", "--redis:", "--nats:", "--budget:", "--max-stale:", "--drain-delay:"},
@@ -81,7 +81,7 @@ func TestHelp(t *testing.T) {
 	if code := run(t.Context(), []string{"--help"}, strings.NewReader(""), &stdout, &stderr); code != 0 {
 		t.Fatalf("exit code %d: %s", code, stderr.String())
 	}
-	for _, command := range []string{"up", "serve", "migrate", "version"} {
+	for _, command := range []string{"up", "serve", "config", "completion", "migrate", "version"} {
 		if !strings.Contains(stdout.String(), "\n  "+command+" ") {
 			t.Errorf("the help lacks %s", command)
 		}

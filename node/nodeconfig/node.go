@@ -52,7 +52,7 @@ func (s *Settings) postgres(c *node.PostgresConfig) {
 }
 
 func (s *Settings) redis(c *node.RedisConfig) {
-	s.Add("redis.addrs", "Some servers of the Redis Cluster, host:port; without, the node works without L2.", List(&c.Addrs))
+	s.Add("redis.addrs", "Some servers of the Redis Cluster, host:port; without, the node works without L2.", URLs(&c.Addrs))
 	s.Add("redis.username", "ACL user at Redis.", Text(&c.Username))
 	s.Secret("redis.password", "Password at Redis.", &c.Password)
 	s.ClientTLS("redis.tls", "Redis", &c.TLS)

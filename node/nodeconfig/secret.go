@@ -46,7 +46,7 @@ func hideURL(text string) string {
 		rest = "none://" + text
 	}
 	u, err := url.Parse(rest)
-	if err != nil || u.Host == "" {
+	if err != nil || u.Host == "" || strings.Contains(u.Path, "@") { // two that have run together
 		return hidden
 	}
 	shown := u.Host + u.Path

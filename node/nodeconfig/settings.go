@@ -189,7 +189,8 @@ func (s *Settings) Load(l Layers) error {
 		}
 	}
 	slices.SortStableFunc(s.problems, func(a, b *Problem) int {
-		return cmp.Or(cmp.Compare(a.where.layer, b.where.layer), cmp.Compare(a.where.line, b.where.line), cmp.Compare(a.where.column, b.where.column))
+		const last = byFlag + 1 // what nothing was said of
+		return cmp.Or(cmp.Compare(cmp.Or(a.where.layer, last), cmp.Or(b.where.layer, last)), cmp.Compare(a.where.line, b.where.line), cmp.Compare(a.where.column, b.where.column))
 	})
 	var all []error
 	for i, p := range s.problems {
@@ -209,7 +210,7 @@ func (s *Settings) wrong(name string, where origin, excerpt, format string, args
 // checked reports a problem that a check found, at the place of its key, or the nearest section that the file has.
 func (s *Settings) checked(name, want string) {
 	k := cmp.Or(s.byName[name], s.byName[name+"_file"])
-	if k != nil && k.said == nil && k.file != nil {
+	if k != nil && k.said == nil && k.file != nil && k.file.said != nil {
 		k = k.file
 	}
 	switch {
