@@ -17,7 +17,7 @@ const day = 24 * time.Hour
 // Node declares the keys of a node: all of its [node.Config] but what is code. Load validates it.
 func (s *Settings) Node(c *node.Config) {
 	s.Add("app", "Name of the application in keys, subjects and metrics, which its replicas share: a letter a-z, then up to 31 of a-z, 0-9 and dashes.", Text(&c.App).Without("none: required"))
-	s.Add("id", "Name of this replica among its peers, up to 64 letters, digits, dots, dashes and underscores.", Text(&c.ID).Without("host name and a random end"))
+	s.Add("id", "Name of this replica among its peers, up to 64 letters, digits, dots, dashes and underscores.", Text(&c.ID).Without("the host name, and what sets it apart"))
 	s.Add("address", "Address at which peers and operators reach this replica, host:port.", Text(&c.Address))
 	s.Add("budget", "Freshness budget of reads that name none: how old a FRESH answer may be. Above postgres.poll_interval.", Duration(&c.Budget, time.Millisecond, node.MaxBudget).Default("1s"))
 	s.Add("max_stale", "How old a STALE answer may be while freshness cannot be proven; 0s gives none.", Duration(&c.MaxStale, 0, node.MaxBudget).Default("0s"))

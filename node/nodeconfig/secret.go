@@ -72,7 +72,10 @@ func hideDSN(text string) string {
 	for _, other := range c.Multi {
 		hosts += "," + other.Host
 	}
-	shown := fmt.Sprintf("host=%s port=%d user=%s dbname=%s sslmode=%s", hosts, c.Port, c.User, c.Database, c.SSLMode)
+	shown := fmt.Sprintf("host=%s port=%d user=%s dbname=%s", hosts, c.Port, c.User, c.Database)
+	if c.SSLMode != "" {
+		shown += " sslmode=" + string(c.SSLMode)
+	}
 	if c.Password != "" {
 		shown += " password=" + hidden
 	}
