@@ -247,7 +247,7 @@ func (s *Settings) named(name string) (*key, error) {
 	}
 	f, member, _ := s.split(name)
 	if f == nil {
-		return nil, nil //nolint:nilnil // there is none, and nothing is wrong with that
+		return nil, nil
 	}
 	if err := s.member(f, member); err != nil {
 		return nil, err
