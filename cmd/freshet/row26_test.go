@@ -59,7 +59,9 @@ func TestRow26ProductionSettings(t *testing.T) {
 listen: "127.0.0.1:0"
 admin: {listen: "127.0.0.1:0"}
 postgres: {dsn: %q, max_conns: 2, queue: 1000}
-redis: {addrs: [%s], timeout: 1s}
+redis:
+  addrs: [%s]
+  timeout: 1s
 caches:
   product: {ttl: 5m, negative_ttl: 1m, refresh: {ahead: 0}}
   product/page: {ttl: 1h}

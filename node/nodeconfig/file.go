@@ -205,7 +205,7 @@ func (f *file) value(k *key, body ast.Node, at place) {
 		for i, one := range body.Values {
 			part := one.GetToken().Value
 			if _, ok := one.(ast.ScalarNode); !ok || part == "" || strings.Contains(part, ",") {
-				wrong("no. %d of the list is no text, or one with commas", i+1)
+				wrong("no. %d of the list is no text without commas; within braces, one with a colon wants quotes", i+1)
 				return
 			}
 			text += part + ","

@@ -165,7 +165,6 @@ func (s *Settings) Load(l Layers) error {
 	s.readFile(l.File)
 	s.readEnviron(l.Environ, l.Variables)
 	s.readFlags(l.Flags, l.Set)
-	wrong := map[string]bool{} // keys whose value is not in its place
 	for _, k := range s.keys {
 		if k.file != nil {
 			s.readSecret(k)
@@ -174,12 +173,12 @@ func (s *Settings) Load(l Layers) error {
 			continue
 		}
 		if err := k.value.set(k.said.text); err != nil {
-			wrong[k.name] = true
 			s.wrong(k.name, k.said.where, k.said.point, "%v", err)
 		}
 	}
+	wrong := map[string]bool{} // keys whose value is not in its place, of which a check says nothing new
 	for _, p := range s.problems {
-		wrong[p.Key] = true
+		wrong[strings.TrimSuffix(p.Key, "_file")] = true
 	}
 	for _, check := range s.checks {
 		for _, err := range flatten(check()) {

@@ -117,6 +117,13 @@ FILE:9:1: address: anchors, aliases and tags are not known here; want the value 
 FILE:11:3: write_behind.batch: anchors, aliases and tags are not known here; want the value itself
     11 |   batch: ...
        |   ^`},
+		{name: "lists", file: right + "redis: {addrs: [r1:6379]}\nnats:\n  urls: ['a,b']\n", want: `
+FILE:3:9: redis.addrs: no. 1 of the list is no text without commas; within braces, one with a colon wants quotes
+     3 |         addrs: ...
+       |         ^
+FILE:5:3: nats.urls: no. 1 of the list is no text without commas; within braces, one with a colon wants quotes
+     5 |   urls: ...
+       |   ^`},
 		{name: "given twice", file: right + "budget: 1s\nredis:\n  timeout: 1s\n  timeout: 2s\nbudget: 2s\n", want: `
 FILE:6:3: redis.timeout: given twice: here and by FILE:5
      6 |   timeout: ...
@@ -130,6 +137,14 @@ FILE:1:6: wrong syntax: mapping value is not allowed in this context
        |      ^
 --postgres: is empty; want the URL of the primary
 app: cluster: app "" is not allowed: want a lower-case letter, then up to 31 of a-z 0-9 -`},
+		{name: "what is not there is missed once", file: "app: shop\npostgres: {dsn_file: /nowhere/dsn}\n", want: `
+FILE:2:22: postgres.dsn_file: open /nowhere/dsn: no such file or directory
+     2 |            dsn_file: /nowhere/dsn
+       |                      ^`},
+		{name: "secrets", file: "app: shop\npostgres:\n  dsn: postgres://u:hunter2@h:port/db\n", want: `
+FILE:3:3: postgres.dsn: invalid port ":port" after host; want a URL or key=value text as of lib/pq
+     3 |   dsn: ...
+       |   ^`},
 		{name: "two documents", file: right + "---\nbudget: 1s\n", want: `
 FILE:4:7: a second document; want one`},
 		{name: "no keys", file: "shop", layers: nodeconfig.Layers{Set: []string{"app=shop"}, Flags: map[string]string{"postgres": "host=db"}}, want: `
