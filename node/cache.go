@@ -225,8 +225,9 @@ func NewCache[V any](n *Node, c CacheConfig[V]) (*Cache[V], error) {
 		MaxEntries: c.MaxEntries, MaxBytes: c.MaxBytes, MaxValue: c.MaxValue, Compress: &c.Compress,
 		WarmUp: WarmUpSettings{Peers: &c.WarmUp.Peers, Limit: c.WarmUp.Limit, Rate: c.WarmUp.Rate, Timeout: c.WarmUp.Timeout, Every: c.WarmUp.Every},
 	})
+	own := c.WarmUp.plan(n, name)
 	c.WarmUp.Peers = *t.WarmUp.Peers
-	warm := c.WarmUp.plan(n, name).tuned(t.WarmUp)
+	warm := own.tuned(c.WarmUp.plan(n, name), t.WarmUp, n.config.tuned(name, CacheSettings{}).MaxEntries)
 	if c.WriteBehind && c.Store == nil {
 		wrong = errors.Join(wrong, errors.New("CacheConfig.WriteBehind wants a Store: SQLStore, or one of your own"))
 	}

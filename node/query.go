@@ -66,8 +66,9 @@ func NewQueryCache[V any](n *Node, c QueryConfig[V]) (*QueryCache[V], error) {
 		MaxEntries: c.MaxEntries, MaxBytes: c.MaxBytes, MaxValue: c.MaxValue, Compress: &c.Compress,
 		WarmUp: WarmUpSettings{Peers: &c.WarmUp.Peers, Limit: c.WarmUp.Limit, Rate: c.WarmUp.Rate, Timeout: c.WarmUp.Timeout, Every: c.WarmUp.Every},
 	})
+	own := c.WarmUp.plan(n, name)
 	c.WarmUp.Peers = *t.WarmUp.Peers
-	warm := c.WarmUp.plan(n, name).tuned(t.WarmUp)
+	warm := own.tuned(c.WarmUp.plan(n, name), t.WarmUp, n.config.tuned(name, CacheSettings{}).MaxEntries)
 	wrong := warm.check(t.MaxEntries)
 	if c.Query == nil {
 		wrong = errors.Join(errors.New("QueryConfig.Query is nil; want a function that gives the SQL"), wrong)

@@ -106,7 +106,7 @@ func TestRow02Operators(t *testing.T) {
 	r := s.open(func(c *node.Config, cache *node.CacheConfig[Thing]) {
 		c.Logger = slog.New(slog.NewTextHandler(log, nil))
 		c.Caches = map[string]node.CacheSettings{
-			"thing":         {TTL: 20 * time.Minute, MaxEntries: 16, Budget: time.Minute, MaxStale: -1, WarmUp: node.WarmUpSettings{Peers: &peers, Limit: 5}},
+			"thing":         {TTL: 20 * time.Minute, MaxEntries: 16, Budget: time.Minute, MaxStale: -1, WarmUp: node.WarmUpSettings{Peers: &peers}},
 			"thing/names":   {TTL: 10 * time.Minute, Refresh: &node.Refresh{}, Compress: &node.Compression{Algorithm: node.Zstd}},
 			"things/detail": {TTL: time.Hour},
 		}
@@ -118,13 +118,14 @@ func TestRow02Operators(t *testing.T) {
 		Namespace: "thing", View: "names", TTL: time.Hour, Query: func(cluster.Params) (string, []any, error) {
 			return `select jsonb_agg(name order by id) from things`, nil, nil
 		},
+		WarmUp: node.QueryWarmUp{Peers: true, Limit: 10}, // which operators turn off
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
 	s.ready(r)
-	if warm := r.of().WarmUps; len(warm) != 1 || warm[0].Source != "query" || warm[0].IDs != 5 {
-		t.Errorf("the warm-ups are %+v, want one of 5 ids by the query", warm)
+	if warm := r.of().WarmUps; len(warm) != 1 || warm[0].Source != "query" || warm[0].IDs != 16 {
+		t.Errorf("the warm-ups are %+v, want one of 16 ids by the query", warm)
 	}
 	for n := range 200 {
 		s.get(r, thing(n+1))
