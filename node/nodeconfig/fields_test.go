@@ -63,6 +63,7 @@ func TestDefaultsAreThoseOfTheFields(t *testing.T) {
 	for file, structs := range map[string]map[string]string{
 		"../config.go":      {"Config": "", "PostgresConfig": "Postgres.", "RedisConfig": "Redis."},
 		"../writebehind.go": {"WriteBehind": "WriteBehind."},
+		"../verify.go":      {"VerifyConfig": "Verify."},
 	} {
 		parsed, err := parser.ParseFile(token.NewFileSet(), file, nil, parser.ParseComments)
 		if err != nil {

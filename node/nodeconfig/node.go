@@ -27,6 +27,8 @@ func (s *Settings) Node(c *node.Config) {
 	s.Add("nats.credentials_file", "Path of a credentials file of NATS.", Text(&c.NATS.Credentials))
 	s.ClientTLS("nats.tls", "NATS", &c.NATS.TLS)
 	s.writeBehind(&c.WriteBehind)
+	s.Add("verify.every", "Time between two samples of L1 that are compared with the source.", Duration(&c.Verify.Every, time.Second, day).Without("never"))
+	s.Add("verify.sample", "Entries of one sample, of all caches together.", Int(&c.Verify.Sample, 1, 1000).Default("32"))
 	finish := s.caches()
 	s.Check(func() error {
 		c.Caches = finish()

@@ -50,7 +50,7 @@ app: cluster: app "" is not allowed: want a lower-case letter, then up to 31 of 
 FILE:4:3: redis.timout: unknown key; want one of addrs, username, password, password_file, tls, timeout, lease_wait, max_value, clean_rate
      4 |   timout: ...
        |   ^
-FILE:5:1: budgets: unknown key; want one of app, id, address, budget, max_stale, postgres, redis, nats, write_behind, caches
+FILE:5:1: budgets: unknown key; want one of app, id, address, budget, max_stale, postgres, redis, nats, write_behind, verify, caches
      5 | budgets: ...
        | ^`},
 		{name: "values", file: right + `budget: 5 minutes
@@ -148,7 +148,7 @@ FILE:3:3: postgres.dsn: invalid port ":port" after host; want a URL or key=value
 		{name: "two documents", file: right + "---\nbudget: 1s\n", want: `
 FILE:4:7: a second document; want one`},
 		{name: "no keys", file: "shop", layers: nodeconfig.Layers{Set: []string{"app=shop"}, Flags: map[string]string{"postgres": "host=db"}}, want: `
-FILE:1:1: no keys; want app, id, address, budget, max_stale, postgres, redis, nats, write_behind, caches, each followed by a colon`},
+FILE:1:1: no keys; want app, id, address, budget, max_stale, postgres, redis, nats, write_behind, verify, caches, each followed by a colon`},
 		{name: "no file", layers: nodeconfig.Layers{File: "/nowhere/shop.yaml", Set: []string{"app=shop", "postgres.dsn=host=db"}}, want: `
 /nowhere/shop.yaml:1:1: open /nowhere/shop.yaml: no such file or directory`},
 		{name: "caches", file: right + `caches:
