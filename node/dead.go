@@ -1,6 +1,7 @@
 package node
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"errors"
@@ -26,37 +27,55 @@ type DeadLetter struct {
 	DeadAt time.Time `db:"dead_at" json:"dead_at"`
 }
 
-// maxLetters bounds the dead letters of one answer.
-const maxLetters = 1000
+// MaxLetters bounds the dead letters of one answer.
+const MaxLetters = 1000
 
-// DeadLetters returns the application's dead letters with numbers above after, in their order, up to 1,000.
-func (n *Node) DeadLetters(ctx context.Context, after int64) ([]DeadLetter, error) {
+// DeadLetters returns the application's dead letters with numbers above after, in their order: as many as limit, up
+// to [MaxLetters]; 0 = 100. Values are up to 1 MiB each.
+func (n *Node) DeadLetters(ctx context.Context, after int64, limit int) ([]DeadLetter, error) {
+	if limit < 0 || limit > MaxLetters {
+		return nil, fmt.Errorf("node: list dead letters: limit is %d; want 1 to %d, or 0 for 100", limit, MaxLetters)
+	}
 	letters := []DeadLetter{}
 	if err := n.db.SelectContext(ctx, &letters, `
 select letter, namespace, id, value, error, attempts, put_at, dead_at from freshet.dead_letters
- where app = $1 and letter > $2 order by letter limit $3`, n.config.App, after, maxLetters); err != nil {
+ where app = $1 and letter > $2 order by letter limit $3`, n.config.App, after, cmp.Or(limit, 100)); err != nil {
 		return nil, &Error{Op: "list dead letters", Err: err}
 	}
 	return letters, nil
 }
 
-// ErrNoLetter says that there is no dead letter of that number.
-var ErrNoLetter = errors.New("no such dead letter")
+// CountDeadLetters returns how many dead letters the application has.
+func (n *Node) CountDeadLetters(ctx context.Context) (int64, error) {
+	var count int64
+	if err := n.db.GetContext(ctx, &count, `select count(*) from freshet.dead_letters where app = $1`, n.config.App); err != nil {
+		return 0, &Error{Op: "count dead letters", Err: err}
+	}
+	return count, nil
+}
+
+var (
+	// ErrNoLetter says that there is no dead letter of that number.
+	ErrNoLetter = errors.New("no such dead letter")
+	// ErrRefused says that a dead letter cannot be written as things are: Postgres or the Store refused it again, or
+	// the node has no cache for it.
+	ErrRefused = errors.New("refused")
+)
 
 // RetryDeadLetter writes the letters after all, each in a transaction that also removes it. This node must have
 // the cache of its namespace, with [CacheConfig.WriteBehind]. If a later put of its key is in Postgres, the letter
-// is removed and nothing is written. One that is refused again stays, with the new reason, which is the error;
-// the others are tried all the same. A number that is no letter's is [ErrNoLetter].
+// is removed and nothing is written. One that is refused again stays, with the new reason, which is the error, and
+// wraps [ErrRefused]; the others are tried all the same. A number that is no letter's is [ErrNoLetter].
 func (n *Node) RetryDeadLetter(ctx context.Context, letters ...int64) error {
 	var problems []error
 	for _, letter := range letters {
 		if _, err := n.Write(ctx, func(tx *Tx) error { return n.resurrect(ctx, tx, letter) }); err != nil {
-			problems = append(problems, fmt.Errorf("dead letter %d: %w", letter, err))
 			if isRefusal(err) {
-				_, err := n.db.ExecContext(ctx, `update freshet.dead_letters set error = left($3, 2000), attempts = attempts + 1 where app = $1 and letter = $2`,
+				_, err2 := n.db.ExecContext(ctx, `update freshet.dead_letters set error = left($3, 2000), attempts = attempts + 1 where app = $1 and letter = $2`,
 					n.config.App, letter, err.Error())
-				problems = append(problems, err)
+				err = errors.Join(fmt.Errorf("%w: %w", ErrRefused, err), err2)
 			}
+			problems = append(problems, fmt.Errorf("dead letter %d: %w", letter, err))
 		}
 	}
 	return errors.Join(problems...)
@@ -78,7 +97,7 @@ func (n *Node) resurrect(ctx context.Context, tx *Tx, letter int64) error {
 	q := n.puts.Load()
 	c := q.follower(row.Namespace)
 	if c == nil {
-		return fmt.Errorf("this node has no cache of %q with CacheConfig.WriteBehind", row.Namespace)
+		return fmt.Errorf("%w: this node has no cache of %q with CacheConfig.WriteBehind", ErrRefused, row.Namespace)
 	}
 	p := put{id: row.ID, epoch: row.Epoch, seq: uint64(row.Seq)}
 	if row.Value != nil {

@@ -217,7 +217,7 @@ func TestRow19Kills(t *testing.T) {
 		fmt.Fprintf(&report, ", %d: %s", died[i].Load(), p.name)
 	}
 	t.Logf("%d replicas were killed%s", dead.Load(), &report)
-	if letters, err := last.DeadLetters(t.Context(), 0); err != nil || len(letters) > 0 {
+	if letters, err := last.DeadLetters(t.Context(), 0, 0); err != nil || len(letters) > 0 {
 		t.Errorf("dead letters: %+v, %v", letters, err)
 	}
 }

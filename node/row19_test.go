@@ -346,7 +346,7 @@ func TestRow19DeadLetters(t *testing.T) {
 	if _, err := other.stock.Get(t.Context(), "worse"); !errors.Is(err, node.ErrNotFound) {
 		t.Errorf("a put that was refused is read: %v", err)
 	}
-	letters, err := other.DeadLetters(t.Context(), 0)
+	letters, err := other.DeadLetters(t.Context(), 0, 0)
 	if err != nil || len(letters) != 2 {
 		t.Fatalf("dead letters: %+v, %v", letters, err)
 	}
@@ -357,7 +357,7 @@ func TestRow19DeadLetters(t *testing.T) {
 	if l := of["bad"]; l.Namespace != "stock" || l.Value == nil || !strings.Contains(*l.Value, "-1") || !strings.Contains(l.Error, "check") || l.Attempts != 2 {
 		t.Errorf("a dead letter: %+v", l)
 	}
-	if more, err := other.DeadLetters(t.Context(), letters[1].Letter); err != nil || len(more) != 0 {
+	if more, err := other.DeadLetters(t.Context(), letters[1].Letter, 0); err != nil || len(more) != 0 {
 		t.Errorf("dead letters after the last: %+v, %v", more, err)
 	}
 	if n := k.puts(); n.PutsDead != 2 {
@@ -365,10 +365,10 @@ func TestRow19DeadLetters(t *testing.T) {
 	}
 
 	// Refused again, it stays.
-	if err := k.RetryDeadLetter(t.Context(), of["bad"].Letter, of["worse"].Letter); err == nil || !strings.Contains(err.Error(), "check") {
+	if err := k.RetryDeadLetter(t.Context(), of["bad"].Letter, of["worse"].Letter); !errors.Is(err, node.ErrRefused) || !strings.Contains(err.Error(), "check") {
 		t.Errorf("a retry that is refused: %v", err)
 	}
-	if letters, err = k.DeadLetters(t.Context(), 0); err != nil || len(letters) != 2 || letters[0].Attempts != 3 {
+	if letters, err = k.DeadLetters(t.Context(), 0, 0); err != nil || len(letters) != 2 || letters[0].Attempts != 3 {
 		t.Errorf("dead letters: %+v, %v", letters, err)
 	}
 	// When the table takes it, it is written, but not over a later put.
@@ -380,7 +380,7 @@ func TestRow19DeadLetters(t *testing.T) {
 	}
 	s.committed(k, "worse", -2)
 	s.committed(k, "bad", 7)
-	if letters, err = k.DeadLetters(t.Context(), 0); err != nil || len(letters) != 0 {
+	if letters, err = k.DeadLetters(t.Context(), 0, 0); err != nil || len(letters) != 0 {
 		t.Errorf("dead letters: %+v, %v", letters, err)
 	}
 	if err := k.RetryDeadLetter(t.Context(), of["bad"].Letter); !errors.Is(err, node.ErrNoLetter) {
@@ -390,13 +390,13 @@ func TestRow19DeadLetters(t *testing.T) {
 	s.exec(`alter table stock add check (n <> 13)`)
 	k.later(t, "unlucky", 13)
 	s.until("it is dead", func() bool {
-		letters, err = k.DeadLetters(t.Context(), 0)
+		letters, err = k.DeadLetters(t.Context(), 0, 0)
 		return err == nil && len(letters) == 1
 	})
 	if n, err := k.DropDeadLetter(t.Context(), letters[0].Letter, 1000); n != 1 || err != nil {
 		t.Errorf("dropped %d letters, %v", n, err)
 	}
-	if letters, err = k.DeadLetters(t.Context(), 0); err != nil || len(letters) != 0 {
+	if letters, err = k.DeadLetters(t.Context(), 0, 0); err != nil || len(letters) != 0 {
 		t.Errorf("dead letters: %+v, %v", letters, err)
 	}
 }

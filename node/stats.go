@@ -158,6 +158,8 @@ type NamespaceStats struct {
 	L1Evictions uint64 `json:"l1_evictions"`
 	// WarmUps are those of its sources, in their order; what they read is none of the counts above.
 	WarmUps []WarmUpStats `json:"warm_ups,omitempty"`
+	// WritesBehind says whether the view has [CacheConfig.WriteBehind].
+	WritesBehind bool `json:"writes_behind"`
 	// Later puts: those that this node knows to be pending and since when the oldest is, in seconds; and what
 	// its flushers did: wrote, passed over since a later put of the key was there, gave up, tried again.
 	PutsPending    int     `json:"puts_pending"`
@@ -224,6 +226,7 @@ func (n *Node) connected() bool {
 
 // describePuts adds what is known of a cache's later puts.
 func describePuts(v *NamespaceStats, p follower) {
+	v.WritesBehind = true
 	var since time.Time
 	if v.PutsPending, since = p.oldest(); !since.IsZero() {
 		v.PutsOldest = max(time.Since(since).Seconds(), 0)

@@ -147,7 +147,10 @@ func (a *API) paths() map[string]methods {
 	all := map[string]methods{
 		"/admin/v1/openapi.yaml": {"GET": {do: a.describe}},
 	}
-	for _, some := range []map[string]methods{a.probePaths(), a.statsPaths()} {
+	for _, some := range []map[string]methods{
+		a.probePaths(), a.statsPaths(),
+		a.generationPaths(), a.invalidationPaths(), a.batchPaths(), a.queuePaths(),
+	} {
 		maps.Copy(all, some)
 	}
 	maps.Copy(all, a.verifyPaths())

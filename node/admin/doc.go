@@ -26,6 +26,6 @@
 // replicas out of service because a tier is gone turns a slow minute into an outage. What is wrong with them is in
 // the body of /readyz ("degraded" and which check) and in the metrics.
 //
-// Errors are problems of RFC 9457, with a type that docs/operations.md describes. Bodies are bounded to [MaxBody],
+// Errors are problems of RFC 9457, with a type that docs/admin.md describes. Bodies are bounded to [MaxBody],
 // requests to [Timeout], and a request of which anything is not understood changes nothing.
 package admin

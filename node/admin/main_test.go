@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -244,6 +245,11 @@ func (c conforming) RoundTrip(request *http.Request) (*http.Response, error) {
 			c.t.Errorf("%s %s is not described, but answered with %d", request.Method, request.URL.Path, got.StatusCode)
 		}
 		return got, nil
+	}
+	for name, value := range parameters { // as it stands in the path
+		if parameters[name], err = url.PathUnescape(value); err != nil {
+			return nil, err
+		}
 	}
 	options := &openapi3filter.Options{IncludeResponseStatus: true, MultiError: true, AuthenticationFunc: openapi3filter.NoopAuthenticationFunc}
 	input := &openapi3filter.RequestValidationInput{Request: plain, PathParams: parameters, Route: route, Options: options}

@@ -31,7 +31,7 @@ type fault struct {
 }
 
 // problemTypes is where the types of problems are described; the name of the type follows.
-const problemTypes = "https://github.com/freshet-cache/freshet/blob/main/docs/operations.md#"
+const problemTypes = "https://github.com/freshet-cache/freshet/blob/main/docs/admin.md#"
 
 func newProblem(status int, name, title, detail string) *problem {
 	return &problem{Type: problemTypes + name, Title: title, Status: status, Detail: detail}

@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode/utf8"
 )
 
 // parameters reads the query, each of the known names at most once, and refuses all others.
@@ -75,6 +76,9 @@ func read[T any](w http.ResponseWriter, r *http.Request) (T, error) {
 		return v, newProblem(http.StatusRequestTimeout, "slow-body", "Request timeout", "The body did not arrive in time.").because(err)
 	case err != nil:
 		return v, malformedBody("The body ended early.").because(err)
+	}
+	if !utf8.Valid(body) {
+		return v, malformedBody("The body is not UTF-8.")
 	}
 	decoder := json.NewDecoder(bytes.NewReader(body))
 	decoder.DisallowUnknownFields()
