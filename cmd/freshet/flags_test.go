@@ -40,6 +40,22 @@ func TestUsageErrors(t *testing.T) {
 			[]string{"--faults: ", "--list", "--replicas: 99", "--pairs: -1", "--rate: -1", "--duration: -1s", "--report: "},
 		},
 		{"version -o xml", []string{"--output", "json"}},
+		{"generation frobnicate", []string{`unknown command "frobnicate"`, "freshet generation --help"}},
+		{"generation list product", []string{"takes no argument"}},
+		{"generation next --yes", []string{"takes NAMESPACE, got 0 arguments", "--why: missing"}},
+		{"generation next a b --application --why x --yes", []string{"takes no argument, got 2"}},
+		{"generation set product zero --why x --yes", []string{`NUMBER: "zero"; want 1 to 4294967295`}},
+		{"generation rollback product --to -1 --why x --yes", []string{"--to"}},
+		{"generation history product --limit 0", []string{"--limit: 0; want 1 to 1000"}},
+		{"invalidate", []string{"NAMESPACE is missing"}},
+		{"invalidate product --after -1s --grace -1s", []string{"ID is missing", "--after: -1s", "--grace: -1s"}},
+		{"invalidate product 1 --all", []string{"--all: is everything of the namespace"}},
+		{"invalidate product --tag x", []string{"--tag: tags are of all namespaces"}},
+		{"batch run", []string{"takes NAME, got 0 arguments"}},
+		{"batch drop a b --yes", []string{"takes NAME, got 2 arguments"}},
+		{"queue retry", []string{"takes LETTER..., got none"}},
+		{"queue drop one 0 --yes", []string{`LETTER: "one"`, `LETTER: "0"`}},
+		{"queue dead-letters --after -1 --limit 1001", []string{"--after: -1", "--limit: 1001"}},
 	} {
 		t.Run(c.args, func(t *testing.T) {
 			var stdout, stderr strings.Builder
@@ -81,7 +97,7 @@ func TestHelp(t *testing.T) {
 	if code := run(t.Context(), []string{"--help"}, strings.NewReader(""), &stdout, &stderr); code != 0 {
 		t.Fatalf("exit code %d: %s", code, stderr.String())
 	}
-	for _, command := range []string{"up", "serve", "config", "completion", "migrate", "version"} {
+	for _, command := range []string{"up", "serve", "config", "completion", "migrate", "version", "invalidate", "generation", "batch", "queue"} {
 		if !strings.Contains(stdout.String(), "\n  "+command+" ") {
 			t.Errorf("the help lacks %s", command)
 		}
