@@ -59,32 +59,36 @@ type sweeper interface {
 // cleaned instead. What is written while it runs may remain. With an error, the result says what was done until
 // then.
 func (n *Node) Clean(ctx context.Context, c Clean) (Cleaned, error) {
+	w, err := n.cleaning(c)
+	if err != nil {
+		return Cleaned{}, err
+	}
+	return w.clean(ctx)
+}
+
+// cleaning prepares what c says.
+func (n *Node) cleaning(c Clean) (*cleaning, error) {
 	pattern, err := c.pattern()
 	if err == nil && n.sweeper == nil {
 		err = errors.New("Config.Redis names no cluster: there is nothing to clean")
 	}
 	if err != nil {
-		return Cleaned{}, fmt.Errorf("node: clean: %w", err)
+		return nil, fmt.Errorf("node: clean: %w", err)
 	}
-	if c.Invalidate && pattern == (cluster.Pattern{}) {
-		if _, err := n.InvalidateNamespace(ctx, c.Namespace); err != nil {
-			return Cleaned{}, err
-		}
-		c.Invalidate = false
-	}
-	w := cleaning{node: n, match: n.keys.Matching(c.Namespace, pattern), rate: c.Rate, progress: c.Progress}
+	w := &cleaning{node: n, match: n.keys.Matching(c.Namespace, pattern), rate: c.Rate, progress: c.Progress, follow: c.OldGenerations}
 	w.picks = func(p cluster.KeyParts) bool {
 		return (c.Namespace == "" || p.Namespace == c.Namespace) &&
 			(pattern == cluster.Pattern{} || (p.ID != "" && pattern.Match(p.ID))) &&
 			(!c.OldGenerations || p.Generation != n.Generation(p.Namespace))
 	}
-	if c.Invalidate {
+	switch {
+	case !c.Invalidate:
+	case pattern == cluster.Pattern{}:
+		w.whole = c.Namespace
+	default:
 		w.invalidate = c.Namespace
 	}
-	if c.OldGenerations {
-		n.follow(ctx)
-	}
-	return w.run(ctx)
+	return w, nil
 }
 
 // pattern checks c and returns that of its ids.
@@ -118,11 +122,26 @@ type cleaning struct {
 	match      string // glob of the keys
 	picks      func(cluster.KeyParts) bool
 	invalidate string // namespace whose ids found are said to have changed; "" = none
+	whole      string // namespace that is said to have changed as a whole, before; "" = none
+	follow     bool   // it needs to know the present generations
 	rate       int
 	progress   func(CleanProgress)
 
 	done Cleaned
 	last CleanProgress // of the present primary
+}
+
+// clean does it all.
+func (w *cleaning) clean(ctx context.Context) (Cleaned, error) {
+	if w.whole != "" {
+		if _, err := w.node.InvalidateNamespace(ctx, w.whole); err != nil {
+			return Cleaned{}, err
+		}
+	}
+	if w.follow {
+		w.node.follow(ctx)
+	}
+	return w.run(ctx)
 }
 
 func (w *cleaning) run(ctx context.Context) (Cleaned, error) {

@@ -49,12 +49,14 @@ type Node struct {
 	stop context.CancelFunc // ends the membership
 	work sync.WaitGroup
 
-	life     context.Context //nolint:containedctx // of the warm-ups: ends at Close
+	life     context.Context //nolint:containedctx // of the warm-ups and the clean-up: ends at Close
 	end      context.CancelFunc
 	warmWork sync.WaitGroup // entered under mu, unless closed
 
 	offDuty  context.CancelFunc // ends the duties; nil = there are none
 	dutyWork sync.WaitGroup
+
+	cleanup cleanup // in the background
 
 	due alarm // wakes the duty that runs what is due
 
@@ -261,6 +263,7 @@ func (n *Node) close() error {
 	}
 	n.watches.tried()
 	n.end()
+	n.cleanup.work.Wait()
 	problems := []error{n.awaitWarmUps(), n.awaitWrites()}
 	if q := n.puts.Load(); q != nil {
 		q.close()

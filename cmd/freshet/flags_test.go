@@ -53,6 +53,8 @@ func TestUsageErrors(t *testing.T) {
 		{"invalidate product --tag x", []string{"--tag: tags are of all namespaces"}},
 		{"batch run", []string{"takes NAME, got 0 arguments"}},
 		{"batch drop a b --yes", []string{"takes NAME, got 2 arguments"}},
+		{"clean start --application --prefix a --pattern b", []string{"--pattern: want it without --prefix", "--application: want a NAMESPACE"}},
+		{"clean stop now", []string{"takes no argument"}},
 		{"queue retry", []string{"takes LETTER..., got none"}},
 		{"queue drop one 0 --yes", []string{`LETTER: "one"`, `LETTER: "0"`}},
 		{"queue dead-letters --after -1 --limit 1001", []string{"--after: -1", "--limit: 1001"}},
@@ -97,7 +99,7 @@ func TestHelp(t *testing.T) {
 	if code := run(t.Context(), []string{"--help"}, strings.NewReader(""), &stdout, &stderr); code != 0 {
 		t.Fatalf("exit code %d: %s", code, stderr.String())
 	}
-	for _, command := range []string{"up", "serve", "config", "completion", "migrate", "version", "invalidate", "generation", "batch", "queue"} {
+	for _, command := range []string{"up", "serve", "config", "completion", "migrate", "version", "invalidate", "generation", "batch", "queue", "clean"} {
 		if !strings.Contains(stdout.String(), "\n  "+command+" ") {
 			t.Errorf("the help lacks %s", command)
 		}

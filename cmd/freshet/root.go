@@ -36,7 +36,7 @@ flag wins.`,
 		return usage(fmt.Errorf("%w; see `%s --help`", err, cmd.CommandPath()))
 	})
 	root.AddCommand(newUp(), newServe(), newMigrate(), newVerify(), newVersion(), newMembers(), newConfig())
-	root.AddCommand(newInvalidate(), newGeneration(), newBatch(), newQueue())
+	root.AddCommand(newInvalidate(), newGeneration(), newBatch(), newQueue(), newClean())
 	return root
 }
 

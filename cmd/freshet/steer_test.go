@@ -34,7 +34,7 @@ func operateReplicas(t *testing.T) *operated {
 	if testing.Short() {
 		t.Skip("starts servers")
 	}
-	stack, err := devstack.Start(t.Context(), devstack.Options{Postgres: true, NATS: true})
+	stack, err := devstack.Start(t.Context(), devstack.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -57,7 +57,7 @@ func operateReplicas(t *testing.T) *operated {
 	for _, id := range []string{"a", "b"} {
 		r, err := replica.Listen(t.Context(), replica.Config{
 			App: "shop", ID: id, Listen: "127.0.0.1:0", Admin: "127.0.0.1:0", AdminTokenFile: o.token,
-			Postgres: stack.Postgres.DSN(), NATS: []string{stack.NATS.URL()}, Logger: slog.New(slog.DiscardHandler),
+			Postgres: stack.Postgres.DSN(), Redis: stack.Redis.Addrs(), NATS: []string{stack.NATS.URL()}, Logger: slog.New(slog.DiscardHandler),
 		})
 		if err != nil {
 			t.Fatal(err)
@@ -235,6 +235,22 @@ func TestSteeringCommands(t *testing.T) {
 		if err := o.db.GetContext(t.Context(), &lines, `select lines from carts where id = 'cart-2'`); err != nil || lines != "[]" {
 			t.Errorf("the cart that was written after all is %q, %v", lines, err)
 		}
+	})
+	t.Run("clean", func(t *testing.T) {
+		o.t = t
+		o.does(words("clean status"), "there was no clean-up")
+		o.refuses(exitFailed, words("clean stop"), "No clean-up is under way on this replica.")
+		o.refuses(exitUsage, words("clean start product"), "--yes: missing: everything of product will be removed from Redis")
+		o.refuses(exitFailed, words("clean start Product --prefix x"), "/namespace is no name of a namespace")
+		if is := decoded[node.CleanStatus](o, words("clean start product --pattern 1* --invalidate --rate 1000")...); !is.SomeIDs || !is.Invalidate || is.Namespace != "product" {
+			t.Errorf("as JSON %+v", is)
+		}
+		for decoded[node.CleanStatus](o, "clean", "status").Running {
+		}
+		o.does(words("clean status"), "state        done", "removed      ")
+		o.does(words("clean start --application --rate 1 --yes"), "began  ")
+		o.refuses(exitFailed, words("clean start --application --old-generations"), "Conflict: ", "under way on this node")
+		o.does(words("clean stop"), "state        ended early", "stopped")
 	})
 	o.t = t
 	for _, args := range []string{"generation list", "batch list", "queue status", "invalidate product 1"} {

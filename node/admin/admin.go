@@ -149,7 +149,7 @@ func (a *API) paths() map[string]methods {
 	}
 	for _, some := range []map[string]methods{
 		a.probePaths(), a.statsPaths(),
-		a.generationPaths(), a.invalidationPaths(), a.batchPaths(), a.queuePaths(),
+		a.generationPaths(), a.invalidationPaths(), a.batchPaths(), a.queuePaths(), a.cleanupPaths(),
 	} {
 		maps.Copy(all, some)
 	}

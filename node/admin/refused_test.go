@@ -305,7 +305,8 @@ func (s *site) state(r *replica) string {
 	)::text`); err != nil {
 		s.t.Fatal(err)
 	}
-	return text + " window " + r.Summary().Since.String()
+	clean := r.CleanStatus()
+	return fmt.Sprintf("%s window %v clean-up %v %t", text, r.Summary().Since, clean.Began, clean.Running)
 }
 
 // Whatever is wrong with a request of whichever route, it is refused with a problem, and nothing changes.
@@ -350,6 +351,16 @@ func TestRefusedRequestsChangeNothing(t *testing.T) {
 			continue
 		}
 		s.seed()
+		if route.Path == "/admin/v1/cleanups" && route.Method == http.MethodDelete { // which needs one under way
+			for n := range 40 {
+				if _, err := r.things.Get(t.Context(), fmt.Sprint("thing-", 1+n)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := r.StartClean(node.Clean{Rate: 1}); err != nil {
+				t.Fatal(err)
+			}
+		}
 		before := s.state(r)
 		good := attemptsOf(t, doc, route, nil).good()
 		if got := r.try(good); got.status > 299 {

@@ -8,6 +8,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"fmt"
 	"log/slog"
 	"math/big"
 	"net/http"
@@ -247,6 +248,81 @@ func TestNoQueue(t *testing.T) {
 	}
 	if err := r.client.RetryDeadLetter(t.Context(), letters[0].Letter); !isProblem(err, http.StatusUnprocessableEntity) || !strings.Contains(err.Error(), "no cache") {
 		t.Errorf("a retry without a cache: %v", err)
+	}
+}
+
+// A clean-up in the background: told of, one at a time, stopped by its operator or by the end of the node.
+func TestCleanups(t *testing.T) {
+	s := newSite(t)
+	a, b := s.pair(nil)
+	ctx := t.Context()
+	for n := range 40 {
+		if _, err := a.things.Get(ctx, fmt.Sprint("thing-", 1+n)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if is, err := a.client.CleanStatus(ctx); err != nil || is != (node.CleanStatus{}) {
+		t.Errorf("before the first: %+v, %v", is, err)
+	}
+	if _, err := a.client.StopClean(ctx); !isProblem(err, http.StatusNotFound) {
+		t.Errorf("stopped what does not run: %v", err)
+	}
+	s.exec(`alter table things disable trigger user`)
+	s.exec(`select freshet.unwatch('things')`)
+	s.exec(`update things set name = 'new'`)
+	began, err := a.client.StartClean(ctx, admin.Cleanup{Namespace: "thing", Prefix: "thing-1", Invalidate: true, Rate: 100_000})
+	if err != nil || !began.SomeIDs || !began.Invalidate || began.Namespace != "thing" || began.Began.IsZero() {
+		t.Fatalf("started: %+v, %v", began, err)
+	}
+	var is node.CleanStatus
+	ended := func() bool {
+		if is, err = a.client.CleanStatus(ctx); err != nil {
+			t.Fatal(err)
+		}
+		return !is.Running
+	}
+	s.until("it is done", ended)
+	const picked = 11 // 1 and 10 to 19
+	if is.Removed != picked || is.Invalidated != picked || is.Scanned < 40 || is.Error != "" || is.Ended.Before(is.Began) {
+		t.Errorf("it did %+v; want %d", is, picked)
+	}
+	if v, err := a.things.Get(ctx, "thing-11"); err != nil || v.Name != "new" {
+		t.Errorf("what was said to have changed: %+v, %v", v, err)
+	}
+
+	// A slow one, which is stopped, and another, which ends with its node.
+	if _, err := a.client.StartClean(ctx, admin.Cleanup{Rate: 1}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := a.client.StartClean(ctx, admin.Cleanup{}); !isProblem(err, http.StatusConflict) {
+		t.Errorf("a second one: %v", err)
+	}
+	if is, err := a.client.StopClean(ctx); err != nil || is.Running || !strings.Contains(is.Error, "stopped") {
+		t.Errorf("stopped: %+v, %v", is, err)
+	}
+	if _, err := b.client.StartClean(ctx, admin.Cleanup{Rate: 1}); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.Close(); err != nil {
+		t.Error(err)
+	}
+	if is := b.CleanStatus(); is.Running || is.Error == "" {
+		t.Errorf("after its node: %+v", is)
+	}
+	if _, err := b.client.StartClean(ctx, admin.Cleanup{}); !isProblem(err, http.StatusServiceUnavailable) {
+		t.Errorf("on a closed node: %v", err)
+	}
+	for want, v := range map[string]admin.Cleanup{
+		"/namespace is empty":            {Prefix: "x"},
+		"/namespace is no name":          {Namespace: "Thing"},
+		"/pattern is given with prefix":  {Namespace: "thing", Prefix: "x", Pattern: "y"},
+		"/pattern cannot be":             {Namespace: "thing", Pattern: "*********"},
+		"/prefix has 600 characters":     {Namespace: "thing", Prefix: strings.Repeat("x", 600)},
+		"/rate is -1; want 1 to 1000000": {Rate: -1},
+	} {
+		if _, err := a.client.StartClean(ctx, v); !isProblem(err, http.StatusUnprocessableEntity) || !strings.Contains(err.Error(), want) {
+			t.Errorf("%+v: %v, want %q", v, err, want)
+		}
 	}
 }
 
