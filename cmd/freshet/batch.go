@@ -49,7 +49,7 @@ func newBatchRun() *cobra.Command {
 		Short:   "Have what is in a batch count as changed, now",
 		Long:    "Have what is in a batch count as changed, now: what is cached of it is loaded again.",
 		Example: "  freshet batch run nightly --admin-token-file admin-token",
-		Args:    exactly("NAME"),
+		Args:    oneName,
 	}
 	return operate(cmd, func(ctx context.Context, c admin.Client, out *output) error {
 		ran, err := c.RunBatch(ctx, cmd.Flags().Arg(0))
@@ -67,7 +67,7 @@ func newBatchDrop() *cobra.Command {
 		Long: `Forget what is in a batch, as if it had not changed. What did change goes on being
 served from before, if nothing else tells of it.`,
 		Example: "  freshet batch drop nightly --admin-token-file admin-token",
-		Args:    exactly("NAME"),
+		Args:    oneName,
 	}
 	confirmed(cmd, func(args []string) (string, error) {
 		return fmt.Sprintf("what the batch %q has will never count as changed", args[0]), nil

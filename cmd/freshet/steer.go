@@ -29,11 +29,10 @@ func group(use, short, long string, commands ...*cobra.Command) *cobra.Command {
 	return cmd
 }
 
-// exactly asks for these arguments, none of them empty.
-func exactly(names ...string) cobra.PositionalArgs {
-	return func(cmd *cobra.Command, args []string) error { return arguments(cmd, args, names...) }
-}
+// oneName asks for a NAME.
+func oneName(cmd *cobra.Command, args []string) error { return arguments(cmd, args, "NAME") }
 
+// arguments asks for these arguments, none of them empty.
 func arguments(cmd *cobra.Command, args []string, names ...string) error {
 	if len(args) != len(names) {
 		wanted := cmp.Or(strings.Join(names, " "), "no argument")

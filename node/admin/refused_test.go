@@ -7,6 +7,7 @@ import (
 	"maps"
 	"net/http"
 	"net/url"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -309,6 +310,9 @@ func (s *site) state(r *replica) string {
 	return fmt.Sprintf("%s window %v clean-up %v %t", text, r.Summary().Since, clean.Began, clean.Running)
 }
 
+// steers are the routes whose changes the state shows.
+var steers = regexp.MustCompile(`^/admin/v1/(generations|invalidations|batches|queue|cleanups|summary)\b`)
+
 // Whatever is wrong with a request of whichever route, it is refused with a problem, and nothing changes.
 func TestRefusedRequestsChangeNothing(t *testing.T) {
 	doc, err := openapi3.NewLoader().LoadFromFile("openapi.yaml")
@@ -365,7 +369,7 @@ func TestRefusedRequestsChangeNothing(t *testing.T) {
 		good := attemptsOf(t, doc, route, nil).good()
 		if got := r.try(good); got.status > 299 {
 			t.Errorf("the example of %s %s: %d %s", route.Method, route.Path, got.status, got.body)
-		} else if s.state(r) == before {
+		} else if s.state(r) == before && steers.MatchString(route.Path) {
 			t.Errorf("%s %s changed nothing that is looked at", route.Method, route.Path)
 		}
 	}
