@@ -78,15 +78,20 @@ func isProblem(err error, status int) bool {
 // told so, and every replica has what he made of it by its next proof, with NATS or without. The history knows all.
 func TestRow16AdminAPI(t *testing.T) {
 	s := newSite(t)
+	const kept = "thing-200" // the load leaves it alone, and its tag
+	s.exec(`update things set kind = 'kept' where id = $1`, kept)
 	a, b := s.pair(nil)
 	stop := s.load(a, b)
 	ctx := t.Context()
-	const kept = "thing-200" // the load leaves it alone
 
 	const rounds, operators = 4, 6
 	for round := range uint32(rounds) {
-		a.since(time.Now().Add(-time.Second), kept)
-		b.since(time.Now().Add(-time.Second), kept)
+		for _, r := range []*replica{a, b} {
+			s.until("it is in L1", func() bool {
+				e, err := r.things.Lookup(ctx, kept)
+				return err == nil && e.Tier == node.TierL1
+			})
+		}
 		results := make(chan error, operators)
 		for i := range operators {
 			go func() {
