@@ -12,7 +12,7 @@ import (
 )
 
 func newBatch() *cobra.Command {
-	return group("batch", "See, run and drop named batches of changes",
+	return newGroup("batch", "See, run and drop named batches of changes",
 		`See, run and drop the named batches of changes that wait in Postgres: those of
 `+"`freshet invalidate --batch`"+`, of the library and of freshet.batch_add.`,
 		newBatchList(), newBatchRun(), newBatchDrop())

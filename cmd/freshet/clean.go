@@ -14,7 +14,7 @@ import (
 )
 
 func newClean() *cobra.Command {
-	return group("clean", "Remove entries from Redis, in the background of a replica",
+	return newGroup("clean", "Remove entries from Redis, in the background of a replica",
 		`Remove entries from Redis: all, those of a namespace, of ids that begin so or match a
 pattern, or of old generations. The replica that is asked goes through the keys of
 every primary by cursor, at a bounded rate, one clean-up at a time. It saves space:

@@ -15,7 +15,7 @@ import (
 )
 
 func newGeneration() *cobra.Command {
-	return group("generation", "See and change generations: have everything of a namespace loaded again",
+	return newGroup("generation", "See and change generations: have everything of a namespace loaded again",
 		`See and change generations, the numbers that entries are kept under: one of the whole
 application, and one of each namespace. Under another number everything is loaded
 again; under one of before, what still holds is used again.`,

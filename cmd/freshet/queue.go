@@ -16,7 +16,7 @@ import (
 )
 
 func newQueue() *cobra.Command {
-	return group("queue", "See the puts that wait for Postgres, and settle those that it refused",
+	return newGroup("queue", "See the puts that wait for Postgres, and settle those that it refused",
 		`See the puts that are written behind: what waits in NATS JetStream, and what Postgres
 would not have, the dead letters, to write them after all or to drop them.`,
 		newQueueStatus(), newDeadLetters(), newDeadLetterRetry(), newDeadLetterDrop())

@@ -13,8 +13,8 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// group is a command that has others.
-func group(use, short, long string, commands ...*cobra.Command) *cobra.Command {
+// newGroup is a command that has others.
+func newGroup(use, short, long string, commands ...*cobra.Command) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: use, Short: short, Long: long,
 		Args: func(cmd *cobra.Command, args []string) error {

@@ -49,10 +49,7 @@ func (v *attempts) good() attempt {
 	}
 	query := url.Values{}
 	for _, p := range v.operation.Parameters {
-		if p.Value.Required && p.Value.Example == nil {
-			v.t.Fatalf("openapi.yaml has no example of the parameter %s of %s %s", p.Value.Name, a.method, a.path)
-		}
-		switch example := fmt.Sprint(p.Value.Example); {
+		switch example := exampleOf(p.Value); {
 		case p.Value.In == "path":
 			a.path = strings.ReplaceAll(a.path, "{"+p.Value.Name+"}", url.PathEscape(example))
 		case p.Value.Required:
@@ -65,6 +62,21 @@ func (v *attempts) good() attempt {
 		a.headers["Content-Type"] = "application/json"
 	}
 	return a
+}
+
+// exampleOf is the parameter's example, or a value that its schema takes.
+func exampleOf(p *openapi3.Parameter) string {
+	switch s := p.Schema.Value; {
+	case p.Example != nil:
+		return fmt.Sprint(p.Example)
+	case s.Default != nil:
+		return fmt.Sprint(s.Default)
+	case len(s.Enum) > 0:
+		return fmt.Sprint(s.Enum[0])
+	case s.Min != nil:
+		return fmt.Sprint(*s.Min)
+	}
+	return "x"
 }
 
 // with is the example of the body with another value of the field; nil = without it; "" = as it is.
@@ -138,7 +150,7 @@ func (v *attempts) parameters() {
 			}
 			v.add(fmt.Sprintf("with the %s %.20q", name, value), func(a *attempt) { a.query = url.Values{name: {value}}.Encode() }, 400)
 		}
-		if example := fmt.Sprint(p.Value.Example); p.Value.In == "query" {
+		if example := exampleOf(p.Value); p.Value.In == "query" {
 			v.add("with two of "+name, func(a *attempt) { a.query = url.Values{name: {example, example}}.Encode() }, 400)
 		}
 	}
