@@ -56,8 +56,11 @@ func operateReplicas(t *testing.T) *operated {
 	}
 	for _, id := range []string{"a", "b"} {
 		r, err := replica.Listen(t.Context(), replica.Config{
-			App: "shop", ID: id, Listen: "127.0.0.1:0", Admin: "127.0.0.1:0", AdminTokenFile: o.token,
-			Postgres: stack.Postgres.DSN(), Redis: stack.Redis.Addrs(), NATS: []string{stack.NATS.URL()}, Logger: slog.New(slog.DiscardHandler),
+			Node: node.Config{
+				App: "shop", ID: id, Postgres: node.PostgresConfig{DSN: stack.Postgres.DSN()},
+				Redis: node.RedisConfig{Addrs: stack.Redis.Addrs()}, NATS: node.NATSConfig{URLs: []string{stack.NATS.URL()}},
+			},
+			Listen: "127.0.0.1:0", Admin: "127.0.0.1:0", AdminTokenFile: o.token, Logger: slog.New(slog.DiscardHandler),
 		})
 		if err != nil {
 			t.Fatal(err)
