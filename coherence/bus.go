@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/freshet-cache/freshet/cluster"
 )
@@ -19,6 +20,10 @@ type Bus struct {
 	mu   sync.Mutex // orders the messages by their number
 	seq  uint64
 	wire []byte
+
+	echoMu sync.Mutex
+	sent   [maxEchoes]echo // by number, modulo its length
+	echoes Histogram
 
 	published atomic.Uint64 // copy of seq that heartbeats read
 	malformed atomic.Uint64
@@ -38,6 +43,9 @@ func OpenBus(conn cluster.Conn, app string, boot uint64, deliver func(Hint)) (*B
 		if err != nil {
 			b.malformed.Add(1)
 			return
+		}
+		if h.Boot == boot {
+			b.echoed(h.Seq)
 		}
 		deliver(h)
 	})
@@ -63,6 +71,7 @@ func (b *Bus) Publish(timeline, xid uint64, scopes []ScopeHash) error {
 		if b.wire, err = h.AppendBinary(b.wire[:0]); err != nil {
 			return err
 		}
+		b.sending(b.seq)
 		if err := b.conn.Publish(b.subject, b.wire); err != nil {
 			return fmt.Errorf("coherence: publish hint: %w", err)
 		}
@@ -70,6 +79,36 @@ func (b *Bus) Publish(timeline, xid uint64, scopes []ScopeHash) error {
 	}
 	return nil
 }
+
+// echo is a hint that this node has sent and not heard yet.
+type echo struct {
+	seq uint64 // 0 = none
+	at  time.Time
+}
+
+// maxEchoes bounds the hints whose return is timed at once; of more, the later ones are.
+const maxEchoes = 256
+
+// sending notes when a hint was sent.
+func (b *Bus) sending(seq uint64) {
+	b.echoMu.Lock()
+	defer b.echoMu.Unlock()
+	b.sent[seq%maxEchoes] = echo{seq, time.Now()}
+}
+
+// echoed counts how long a hint took to come back.
+func (b *Bus) echoed(seq uint64) {
+	b.echoMu.Lock()
+	defer b.echoMu.Unlock()
+	if e := &b.sent[seq%maxEchoes]; e.seq == seq {
+		b.echoes.Observe(time.Since(e.at))
+		e.seq = 0
+	}
+}
+
+// Echoes are how long this node's own hints took to come back to it by NATS: as long as they take to others, for
+// which no two clocks need be compared.
+func (b *Bus) Echoes() Durations { return b.echoes.Durations() }
 
 // Published is how many hints this node has numbered; heartbeats carry it.
 func (b *Bus) Published() uint64 { return b.published.Load() }

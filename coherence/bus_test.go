@@ -119,6 +119,9 @@ func TestBusDelivers(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	if n := busA.Echoes().Count(); n == 0 || n > 4 {
+		t.Errorf("%d of 4 hints came back to who sent them", n)
+	}
 	busB, heardC := openBus(t, b, 3)
 	flush(t, a, b)
 	if err := busB.Publish(7, 102, []coherence.ScopeHash{9}); err != nil {

@@ -48,6 +48,8 @@ type Directory struct {
 	// now is when the event that is told of came, and flushed when the floor was set. Both serve explanations;
 	// they decide nothing. 0 = nobody has said.
 	now, flushed Instant
+	// learned is how many changes the last poll brought that nothing had told of before.
+	learned int
 	// unsettled are the cells with a change that no poll has seen yet, each once; blocked counts the
 	// sets whose blockedAt is set.
 	unsettled []*cell
@@ -254,13 +256,16 @@ func (d *Directory) Polled(snapshot Snapshot, sent Instant, mark uint64, changes
 	if d.latest != nil && d.latest.Equal(snapshot) {
 		poll.Xip = d.latest.Xip
 	}
+	d.learned = 0
 	for _, change := range changes {
 		// It had not been committed when the poll before was sent.
 		if change.Grace > 0 && d.latest != nil && d.allow(change.Scope, change.XID, d.latest.Sent, change.Grace, sent) {
 			continue
 		}
 		if c := d.cell(change.Scope, poll); c != nil {
-			d.add(c, change.XID, poll)
+			if d.add(c, change.XID, poll) {
+				d.learned++
+			}
 			if c.seenBy(poll) {
 				c.settled = poll
 			} else {

@@ -74,6 +74,10 @@ type Effects struct {
 	Unproven bool
 	// Latest is the poll that answers are checked against from now on; nil = as before.
 	Latest *Poll
+	// Learned counts changes that nothing had told of before the poll: they were committed after LearnedSince,
+	// when the poll before was sent.
+	Learned      int
+	LearnedSince Instant
 	// Renew is a timeline that has proved broken and must be replaced before the next poll; 0 = none.
 	Renew uint64
 	// Poll: poll at once.
@@ -169,6 +173,9 @@ func (f *Follower) polled(e PollReturned) Effects {
 		f.generations, do.Generations = r.Generations, r.Generations
 	}
 	poll := f.dir.Polled(r.Snapshot, e.Sent, e.Mark, r.Changes)
+	if latest != nil {
+		do.Learned, do.LearnedSince = f.dir.learned, latest.Sent
+	}
 	for _, change := range r.Changes {
 		do.Raised = append(do.Raised, change.Scope)
 	}

@@ -71,6 +71,7 @@ type Tracker struct {
 
 	polls, pollErrors, changes, missed, refused, flushes, regenerations atomic.Uint64
 
+	lag      Histogram // see TrackerStats
 	failing  atomic.Bool
 	pollTime atomic.Int64 // ns, of the last successful poll
 }
@@ -318,6 +319,9 @@ func (t *Tracker) apply(do Effects) {
 	if do.Latest != nil {
 		t.latest.Store(do.Latest)
 	}
+	if do.Learned > 0 {
+		t.lag.ObserveMany(t.Now().Sub(do.LearnedSince), do.Learned)
+	}
 	t.changes.Add(uint64(len(do.Raised)))
 	t.missed.Add(do.Missed)
 	t.refused.Add(do.Refused)
@@ -501,6 +505,10 @@ type TrackerStats struct {
 	Flushes           uint64
 	Regenerations     uint64 // polls that brought other generations, the first included
 	Unsettled         int    // scopes with changes that no poll has seen yet
+	// Lag is, for each change that nothing told of before a poll did, how long ago it may have been committed: the
+	// time since the poll before was sent, which did not see it, on this node's monotonic clock. It bounds the
+	// delay from above and trusts no other clock. Those of the first poll are not counted.
+	Lag Durations
 }
 
 // Stats are the counts by now.
@@ -512,5 +520,6 @@ func (t *Tracker) Stats() TrackerStats {
 		Polls: t.polls.Load(), PollErrors: t.pollErrors.Load(), PollTime: time.Duration(t.pollTime.Load()),
 		Changes: t.changes.Load(), HintsMissed: t.missed.Load(), HintsRefused: t.refused.Load(),
 		Flushes: t.flushes.Load(), Regenerations: t.regenerations.Load(), Unsettled: unsettled,
+		Lag: t.lag.Durations(),
 	}
 }

@@ -321,6 +321,25 @@ func TestTrackerStamps(t *testing.T) {
 	})
 }
 
+// What a poll is the first to tell of has its delay counted, from the poll before; what was told before has not.
+func TestTrackerLag(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		log := logtest.NewMemory()
+		tracker := startTracker(t, coherence.TrackerConfig{Log: log, Interval: time.Minute})
+		log.Commit(coherence.Entity("n", "0"))
+		barrier(t, tracker) // the first poll: how long ago that was nobody knows
+		const pause = 3 * time.Second
+		sleep(pause)
+		told := log.Commit(coherence.Entity("n", "1"))
+		tracker.Observe(coherence.Wrote{Timeline: 1, XID: told, Scopes: []coherence.ScopeHash{coherence.Entity("n", "1").Hash()}})
+		log.Commit(coherence.Entity("n", "2"), coherence.Tag("t"))
+		barrier(t, tracker)
+		if lag := tracker.Stats().Lag; lag.Count() != 2 || lag.Sum != 2*pause {
+			t.Errorf("%d changes with %v of delay; want 2 with %v each", lag.Count(), lag.Sum, pause)
+		}
+	})
+}
+
 // A transaction that commits after later ones is not lost.
 func TestTrackerLateCommit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
