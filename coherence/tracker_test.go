@@ -328,14 +328,14 @@ func TestTrackerLag(t *testing.T) {
 		tracker := startTracker(t, coherence.TrackerConfig{Log: log, Interval: time.Minute})
 		log.Commit(coherence.Entity("n", "0"))
 		barrier(t, tracker) // the first poll: how long ago that was nobody knows
-		const pause = 3 * time.Second
-		sleep(pause)
+		const gap = 3 * time.Second
+		pass(gap)
 		told := log.Commit(coherence.Entity("n", "1"))
 		tracker.Observe(coherence.Wrote{Timeline: 1, XID: told, Scopes: []coherence.ScopeHash{coherence.Entity("n", "1").Hash()}})
 		log.Commit(coherence.Entity("n", "2"), coherence.Tag("t"))
 		barrier(t, tracker)
-		if lag := tracker.Stats().Lag; lag.Count() != 2 || lag.Sum != 2*pause {
-			t.Errorf("%d changes with %v of delay; want 2 with %v each", lag.Count(), lag.Sum, pause)
+		if lag := tracker.Stats().Lag; lag.Count() != 2 || lag.Sum != 2*gap {
+			t.Errorf("%d changes with %v of delay; want 2 with %v each", lag.Count(), lag.Sum, gap)
 		}
 	})
 }

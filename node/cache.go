@@ -294,6 +294,7 @@ func (n *Node) shared() tiers.Shared {
 	shared := tiers.Shared{
 		Tracker: n.tracker, Bulkhead: n.bulkhead, Own: &n.own, LeaseWait: n.config.Redis.LeaseWait, LoadTimeout: n.config.loadTimeout(),
 		ProofTimeout: max(time.Second, n.config.Postgres.PollTimeout), Together: &n.together, Logger: n.log,
+		Tracer: n.config.Tracer, Database: n.config.database(),
 	}
 	if n.l2 != nil {
 		shared.L2 = n.l2

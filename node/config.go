@@ -19,6 +19,7 @@ import (
 
 	"github.com/lib/pq"
 	"github.com/prometheus/client_golang/prometheus"
+	"go.opentelemetry.io/otel/trace"
 
 	"github.com/freshet-cache/freshet/cluster"
 	"github.com/freshet-cache/freshet/tiers"
@@ -53,8 +54,11 @@ type Config struct {
 
 	// Logger gets what operators should know; nil = slog.Default(). Keys' values are never logged.
 	Logger *slog.Logger
-	// Registry gets the node's metrics; nil = they can still be read by [Node.Collector].
+	// Registry gets the node's metrics (docs/metrics.md); nil = they can still be read by [Node.Collector].
 	Registry prometheus.Registerer
+	// Tracer makes spans (docs/traces.md) of reads that are no plain hit in L1, of what they wait for, and of writes,
+	// in the traces of the callers' contexts; its sampler decides. nil = none, which costs nothing. A hit has no span.
+	Tracer trace.TracerProvider
 }
 
 // PostgresConfig is the source and the log.
@@ -255,6 +259,15 @@ func (c Config) id() string {
 	return fmt.Sprintf("%.50s-%s", host, strings.ToLower(rand.Text()[:6]))
 }
 
+// database is the host:port of Postgres; empty = it is a path, or unknown.
+func (c Config) database() string {
+	p, err := pq.NewConfig(c.Postgres.DSN)
+	if err != nil || p.Host == "" || strings.HasPrefix(p.Host, "/") {
+		return ""
+	}
+	return net.JoinHostPort(p.Host, fmt.Sprint(p.Port))
+}
+
 func (c Config) budget() time.Duration { return cmp.Or(c.Budget, time.Second) }
 func (c Config) logger() *slog.Logger  { return cmp.Or(c.Logger, slog.Default()) }
 func (c Config) pollInterval() time.Duration {
@@ -279,6 +292,6 @@ func (c Config) loadTimeout() time.Duration { return cmp.Or(c.Postgres.LoadTimeo
 func (c Config) l2() tiers.L2Config {
 	return tiers.L2Config{
 		Addrs: c.Redis.Addrs, Username: c.Redis.Username, Password: c.Redis.Password, TLS: c.Redis.TLS, Dial: c.Redis.Dial,
-		Timeout: c.Redis.Timeout, MaxValue: c.Redis.MaxValue, Logger: c.Logger,
+		Timeout: c.Redis.Timeout, MaxValue: c.Redis.MaxValue, Logger: c.Logger, Tracer: c.Tracer,
 	}
 }

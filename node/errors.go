@@ -3,6 +3,7 @@ package node
 import (
 	"errors"
 
+	"github.com/freshet-cache/freshet/internal/spans"
 	"github.com/freshet-cache/freshet/tiers"
 )
 
@@ -30,6 +31,13 @@ func wrap(name cacheName, err error) error {
 		return err
 	}
 	return &Error{Op: "read", Namespace: name.namespace, View: name.view, Err: err}
+}
+
+// endSpan ends a span with the class of the error, if anybody sees it.
+func endSpan(s spans.Span, err error) {
+	if s.Recording() {
+		s.End(tiers.ClassOf(err).String())
+	}
 }
 
 // Error says what failed. Its text holds the beginning of the id that was read: log it with care where

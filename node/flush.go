@@ -16,6 +16,8 @@ import (
 
 	"github.com/lib/pq"
 	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/freshet-cache/freshet/tiers"
 )
 
 // flusher brings a cache's puts from the stream to Postgres, batch by batch, in one session.
@@ -198,10 +200,13 @@ func (f *flusher) write(ctx context.Context, batch []delivered) error {
 	}
 	puts = newest(puts)
 	var written int
-	if err := f.persist(ctx, func(tx *Tx) (err error) {
-		written, err = f.queue.apply(f.life, tx, f.cache, puts)
+	life, span := f.queue.node.spans.Flush(f.life, f.cache.cache().namespace, f.cache.cache().view, len(batch))
+	err := f.persist(ctx, func(tx *Tx) (err error) {
+		written, err = f.queue.apply(life, tx, f.cache, puts)
 		return err
-	}); err != nil {
+	})
+	endSpan(span, err)
+	if err != nil {
 		return err
 	}
 	f.cache.count().applied.Add(uint64(written))
@@ -356,12 +361,12 @@ func (f *flusher) insist(ctx context.Context, d delivered, why error) {
 	if err := f.persist(ctx, func(tx *Tx) error { return q.bury(f.life, tx, f.cache, d.put, why) }); err != nil {
 		leave([]jetstream.Msg{d.message})
 		if !errors.Is(err, errLeft) {
-			q.node.log.Error("node: a put can neither be written nor be buried", "namespace", f.cache.cache().namespace, "message", d.seq, "error", err)
+			q.node.log.Error("node: a put can neither be written nor be buried", "namespace", f.cache.cache().namespace, "message", d.seq, "error", tiers.Loggable(err))
 		}
 		return
 	}
 	f.cache.count().dead.Add(1)
-	q.node.log.Error("node: a put is a dead letter", "namespace", f.cache.cache().namespace, "message", d.seq, "error", why)
+	q.node.log.Error("node: a put is a dead letter", "namespace", f.cache.cache().namespace, "message", d.seq, "error", tiers.Loggable(why))
 	f.done(ctx, []delivered{d})
 }
 

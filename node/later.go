@@ -60,8 +60,10 @@ func (c *Cache[V]) later(ctx context.Context, op, id string, value []byte, err e
 		return fail(ErrClosed)
 	}
 	defer c.node.writes.Done()
+	ctx, span := c.node.spans.Send(ctx, c.name.namespace, c.name.view)
 	q := c.node.puts.Load()
 	s, seq, err := q.publish(ctx, c.pending, id, value)
+	endSpan(span, err)
 	if err != nil {
 		return fail(err)
 	}

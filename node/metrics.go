@@ -2,11 +2,15 @@ package node
 
 import (
 	"cmp"
+	"runtime"
+	"runtime/debug"
 	"slices"
 
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/freshet-cache/freshet/cluster"
+	"github.com/freshet-cache/freshet/coherence"
+	"github.com/freshet-cache/freshet/tiers"
 )
 
 // Collector exports the node's metrics. Each call returns an equal one: registering two is an error.
@@ -32,14 +36,42 @@ type sample struct{ collector }
 // Collect implements [prometheus.Collector].
 func (sample) Collect(out chan<- prometheus.Metric) {
 	one := NamespaceStats{Generation: cluster.FirstGeneration().String(), WarmUps: make([]WarmUpStats, 1)}
-	collect(Stats{Namespaces: []NamespaceStats{one}, Shards: make([]ShardStats, 1), WatchDrift: make([]DriftStats, 1)}, out)
+	collect(measured{
+		Stats:  Stats{Namespaces: []NamespaceStats{one}, Shards: make([]ShardStats, 1), WatchDrift: make([]DriftStats, 1)},
+		caches: make([]tiers.Stats, 1), shards: make([]tiers.ShardState, 1),
+	}, out)
 }
 
 // Collect implements [prometheus.Collector].
-func (c collector) Collect(out chan<- prometheus.Metric) { collect(c.node.Stats(), out) }
+func (c collector) Collect(out chan<- prometheus.Metric) { collect(c.node.measure(), out) }
+
+// histogram turns durations into a metric.
+func histogram(d *prometheus.Desc, m coherence.Durations, labels ...string) prometheus.Metric {
+	upTo, sum := map[float64]uint64{}, uint64(0)
+	for i, bound := range coherence.Bounds() {
+		sum += m.Counts[i]
+		upTo[bound.Seconds()] = sum
+	}
+	return prometheus.MustNewConstHistogram(d, m.Count(), m.Sum.Seconds(), upTo, labels...)
+}
+
+// The classes of errors that a source, and a shard of Redis, can have.
+func sourceClasses() []tiers.ErrorClass {
+	return []tiers.ErrorClass{
+		tiers.ClassCanceled, tiers.ClassTimeout, tiers.ClassOverloaded, tiers.ClassConnection, tiers.ClassServer, tiers.ClassData,
+		tiers.ClassUncertain, tiers.ClassOther,
+	}
+}
+
+func shardClasses() []tiers.ErrorClass {
+	return []tiers.ErrorClass{
+		tiers.ClassCanceled, tiers.ClassTimeout, tiers.ClassOverloaded, tiers.ClassRefused, tiers.ClassConnection, tiers.ClassServer,
+	}
+}
 
 // collect turns statistics into metrics.
-func collect(s Stats, out chan<- prometheus.Metric) {
+func collect(m measured, out chan<- prometheus.Metric) {
+	s := m.Stats
 	counter := func(d *prometheus.Desc, v uint64, labels ...string) {
 		out <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), labels...)
 	}
@@ -51,7 +83,10 @@ func collect(s Stats, out chan<- prometheus.Metric) {
 	negative := describe("negative_answers_total", "Answers that said: not found.", "namespace", "view")
 	loads := describe("loads_total", "Ids asked of the source.", "namespace", "view")
 	loadErrors := describe("load_errors_total", "Ids asked of the source in vain.", "namespace", "view")
-	loadSeconds := describe("load_seconds_total", "Time spent in loads.", "namespace", "view")
+	loadTime := describe("load_duration_seconds", "Loads, of one id or more, that failed or not.", "namespace", "view")
+	sourceErrors := describe("source_errors_total", "Loads that failed, by class of the error.", "namespace", "view", "class")
+	readTime := describe("read_duration_seconds", "Reads that were no plain hit in L1, by the tier that answered; none = no answer.", "namespace", "view", "tier")
+	stale := describe("stale_answers_total", "STALE answers by why they were given.", "namespace", "view", "reason")
 	coalesced := describe("coalesced_reads_total", "Reads that joined the flight of another.", "namespace", "view")
 	cut := describe("lease_cut_through_total", "Loads that waited for another replica's lease in vain.", "namespace", "view")
 	refused := describe("entries_refused_total", "Entries from L2 or a peer that were not used.", "namespace", "view", "reason")
@@ -73,7 +108,7 @@ func collect(s Stats, out chan<- prometheus.Metric) {
 	pending := describe("puts_pending", "Later puts that this replica knows to be pending.", "namespace", "view")
 	oldest := describe("puts_oldest_seconds", "Age of the oldest later put that is pending.", "namespace", "view")
 	puts := describe("puts_total", "Later puts that this replica flushed, by what became of them, and its attempts that failed.", "namespace", "view", "result")
-	for _, v := range s.Namespaces {
+	for i, v := range s.Namespaces {
 		counter(reads, v.Fresh, v.Namespace, v.View, "fresh")
 		counter(reads, v.Stale-min(v.Graced, v.Stale), v.Namespace, v.View, "stale")
 		counter(reads, v.Graced, v.Namespace, v.View, "grace")
@@ -85,7 +120,18 @@ func collect(s Stats, out chan<- prometheus.Metric) {
 		counter(negative, v.Negative, v.Namespace, v.View)
 		counter(loads, v.Loads, v.Namespace, v.View)
 		counter(loadErrors, v.LoadErrors, v.Namespace, v.View)
-		out <- prometheus.MustNewConstMetric(loadSeconds, prometheus.CounterValue, v.LoadSeconds, v.Namespace, v.View)
+		out <- histogram(loadTime, m.caches[i].LoadTimes, v.Namespace, v.View)
+		for _, class := range sourceClasses() {
+			counter(sourceErrors, m.caches[i].LoadsFailed[class], v.Namespace, v.View, class.String())
+		}
+		for tier, times := range m.caches[i].ReadTimes {
+			out <- histogram(readTime, times, v.Namespace, v.View, Tier(tier).String())
+		}
+		counter(stale, v.Graced, v.Namespace, v.View, "grace")
+		counter(stale, v.StaleUnproven, v.Namespace, v.View, "unproven")
+		counter(stale, v.StaleFailed, v.Namespace, v.View, "failed")
+		counter(stale, v.StaleSlow, v.Namespace, v.View, "slow")
+		counter(stale, v.StaleChanged, v.Namespace, v.View, "changed")
 		counter(coalesced, v.Coalesced, v.Namespace, v.View)
 		counter(cut, v.CutThrough, v.Namespace, v.View)
 		counter(refused, v.Rejected, v.Namespace, v.View, "outdated")
@@ -164,6 +210,12 @@ func collect(s Stats, out chan<- prometheus.Metric) {
 		gauge(drift, float64(count), of[0], of[1])
 	}
 
+	lag := describe("invalidation_lag_seconds", "How long changes took to be known, by the way: poll, the most it can have been, of what nothing told of before; hint, this node's own on their way back to it.", "way")
+	out <- histogram(lag, m.lag, "poll")
+	out <- histogram(lag, m.echoes, "hint")
+	version, revision := build()
+	gauge(describe("build_info", "1 for the build of the library.", "version", "revision", "goversion"), 1, version, revision, runtime.Version())
+
 	source := describe("source_loads", "Loads by state; the limit is that of the bulkhead.", "state")
 	gauge(source, float64(s.Source.Running), "running")
 	gauge(source, float64(s.Source.Waiting), "waiting")
@@ -173,7 +225,13 @@ func collect(s Stats, out chan<- prometheus.Metric) {
 
 	breaker := describe("l2_breaker_state", "1 for the state that the shard's breaker is in.", "shard", "state")
 	requests := describe("l2_requests_total", "Requests to the shard by outcome.", "shard", "outcome")
-	for _, shard := range s.Shards {
+	shardTime := describe("l2_duration_seconds", "Requests that were sent to the shard, a pipeline being one.", "shard")
+	shardErrors := describe("l2_errors_total", "Requests without a good answer, those that were not sent included, by class of the error.", "shard", "class")
+	for i, shard := range s.Shards {
+		out <- histogram(shardTime, m.shards[i].Took, shard.Name)
+		for _, class := range shardClasses() {
+			counter(shardErrors, m.shards[i].Errors[class], shard.Name, class.String())
+		}
 		for _, state := range []string{"closed", "half-open", "open"} {
 			is := 0.0
 			if shard.State == state {
@@ -185,6 +243,30 @@ func collect(s Stats, out chan<- prometheus.Metric) {
 		counter(requests, shard.Failures, shard.Name, "failed")
 		counter(requests, shard.Refused, shard.Name, "refused")
 	}
+}
+
+// build is the version of the library's module, and the revision that it was built from if it is the main module;
+// empty where the build does not say.
+func build() (version, revision string) {
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return "", ""
+	}
+	const module = "github.com/freshet-cache/freshet"
+	for _, d := range info.Deps {
+		if d.Path == module {
+			return d.Version, ""
+		}
+	}
+	if info.Main.Path != module {
+		return "", ""
+	}
+	for _, s := range info.Settings {
+		if s.Key == "vcs.revision" {
+			revision = s.Value
+		}
+	}
+	return info.Main.Version, revision
 }
 
 func sortStats(all []namedStats) {

@@ -17,6 +17,7 @@ import (
 
 	"github.com/freshet-cache/freshet/cluster"
 	"github.com/freshet-cache/freshet/coherence"
+	"github.com/freshet-cache/freshet/internal/spans"
 	"github.com/freshet-cache/freshet/tiers"
 )
 
@@ -26,6 +27,7 @@ type Node struct {
 	id     string
 	boot   uint64
 	log    *slog.Logger
+	spans  *spans.Tracer
 	keys   cluster.Keys
 
 	parts
@@ -114,7 +116,7 @@ func openOn(c Config, provide func(*Node) (parts, error)) (*Node, error) {
 	}
 	n.window.since = time.Now()
 	n.life, n.end = context.WithCancel(context.Background())
-	n.log = c.logger().With("node", n.id)
+	n.log, n.spans = c.logger().With("node", n.id), spans.New(c.Tracer)
 	var err error
 	if n.parts, err = provide(n); err == nil {
 		err = n.start()

@@ -77,7 +77,9 @@ func (p *peers) Fetch(ctx context.Context, namespace, view, id string) ([]byte, 
 	}
 	ctx, cancel := context.WithTimeout(ctx, p.patience())
 	defer cancel()
+	ctx, span := p.node.spans.Owner(ctx, namespace, view)
 	answer, err := p.node.conn.Request(ctx, p.subject(owner.Boot), appendRequest(nil, namespace, view, id))
+	endSpan(span, err)
 	if err != nil {
 		return nil, fmt.Errorf("node: ask the owner: %w", err)
 	}

@@ -15,6 +15,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/freshet-cache/freshet/cluster"
+	"github.com/freshet-cache/freshet/tiers"
 )
 
 // queue is a node's part of the application's stream of puts. It publishes puts, follows all of them, so that
@@ -429,7 +430,7 @@ func (q *queue) take(c follower, m jetstream.Msg, meta *jetstream.MsgMetadata) {
 		err = c.add(p)
 	}
 	if err != nil {
-		q.node.log.Warn("node: a put is not shown before it is flushed", "namespace", c.cache().namespace, "message", meta.Sequence.Stream, "error", err)
+		q.node.log.Warn("node: a put is not shown before it is flushed", "namespace", c.cache().namespace, "message", meta.Sequence.Stream, "error", tiers.Loggable(err))
 	}
 }
 

@@ -48,10 +48,12 @@ type Moment struct {
 // PostgresConfig.LoadTimeout, or its reads fail.
 func (n *Node) Snapshot(ctx context.Context, read func(s *Snapshot) error, options ...ReadOption) (Moment, error) {
 	want := n.want(options)
+	ctx, span := n.spans.Snapshot(ctx)
 	var failed error
 	moment, err := tiers.ReadTogether(ctx, n.shared(), want, func(t *tiers.Together) {
 		failed = read(&Snapshot{node: n, together: t})
 	})
+	endSpan(span, err)
 	if err != nil {
 		return Moment{}, &Error{Op: "snapshot", Err: err}
 	}

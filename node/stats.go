@@ -4,6 +4,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/freshet-cache/freshet/coherence"
 	"github.com/freshet-cache/freshet/tiers"
 )
 
@@ -108,12 +109,19 @@ type NamespaceStats struct {
 	Generation string `json:"generation"`
 	// Reads = Fresh + Stale + Errors = Hits + Misses. The answers by tier sum up to Reads - Errors: Hits are
 	// those of L1, L2 and owners, Misses those of the source, and the Errors.
-	Reads      uint64 `json:"reads"`
-	Hits       uint64 `json:"hits"`
-	Misses     uint64 `json:"misses"`
-	Fresh      uint64 `json:"fresh"`
-	Stale      uint64 `json:"stale"`
-	Graced     uint64 `json:"graced"` // of Stale, since the changes that they lacked have a grace
+	Reads  uint64 `json:"reads"`
+	Hits   uint64 `json:"hits"`
+	Misses uint64 `json:"misses"`
+	Fresh  uint64 `json:"fresh"`
+	Stale  uint64 `json:"stale"`
+	Graced uint64 `json:"graced"` // of Stale, since the changes that they lacked have a grace
+	// The rest of Stale: Postgres could not be asked what has changed; the load failed, or had just failed for another
+	// read; it took longer than SoftTimeout; what was loaded had changed each time.
+	StaleUnproven uint64 `json:"stale_unproven"`
+	StaleFailed   uint64 `json:"stale_failed"`
+	StaleSlow     uint64 `json:"stale_slow"`
+	StaleChanged  uint64 `json:"stale_changed"`
+
 	Errors     uint64 `json:"errors"`
 	L1Hits     uint64 `json:"l1_hits"`
 	L2Hits     uint64 `json:"l2_hits"`
@@ -171,8 +179,19 @@ type NamespaceStats struct {
 }
 
 // Stats describes the node by now.
-func (n *Node) Stats() Stats {
+func (n *Node) Stats() Stats { return n.measure().Stats }
+
+// measured is what metrics are made of.
+type measured struct {
+	Stats
+	caches      []tiers.Stats      // of Stats.Namespaces, in their order
+	shards      []tiers.ShardState // of Stats.Shards, in their order
+	lag, echoes coherence.Durations
+}
+
+func (n *Node) measure() measured {
 	t := n.tracker.Stats()
+	m := measured{lag: t.Lag}
 	b := n.bulkhead.Stats()
 	s := Stats{
 		ID: n.id, Boot: n.boot, Budget: n.config.budget().Seconds(), HasRedis: n.l2 != nil, HasNATS: n.conn != nil, Connected: n.connected(),
@@ -191,9 +210,11 @@ func (n *Node) Stats() Stats {
 	if n.bus != nil {
 		s.HintsUnsent = n.counts.hintsUnsent.Load() // before those that are numbered: each of it is among them
 		s.HintsSent = n.bus.Published() - s.HintsUnsent
+		m.echoes = n.bus.Echoes()
 	}
 	if n.l2 != nil {
-		for _, shard := range n.l2.Shards() {
+		m.shards = n.l2.Shards()
+		for _, shard := range m.shards {
 			s.Shards = append(s.Shards, ShardStats{
 				Name: shard.Name, Slots: shard.Slots, State: shard.State,
 				Requests: shard.Requests, Failures: shard.Failures, Refused: shard.Refused,
@@ -212,8 +233,10 @@ func (n *Node) Stats() Stats {
 			describePuts(&stats, p)
 		}
 		s.Namespaces = append(s.Namespaces, stats)
+		m.caches = append(m.caches, c.Stats)
 	}
-	return s
+	m.Stats = s
+	return m
 }
 
 // connected reports whether there is a connection to the bus; of one that cannot tell, that there is.
@@ -259,6 +282,7 @@ func (s namedStats) json() NamespaceStats {
 		Namespace: s.name.namespace, View: s.name.view,
 		Reads: s.Reads, Hits: s.L1Hits + s.L2Hits + s.OwnerHits, Misses: s.SourceHits + s.Errors,
 		Fresh: s.Fresh, Stale: s.Stale, Graced: s.Graced, Errors: s.Errors,
+		StaleUnproven: s.StaleUnproven, StaleFailed: s.StaleFailed, StaleSlow: s.StaleSlow, StaleChanged: s.StaleChanged,
 		L1Hits: s.L1Hits, L2Hits: s.L2Hits, OwnerHits: s.OwnerHits, SourceHits: s.SourceHits, Negative: s.Negative,
 		Loads: s.Loads, LoadErrors: s.LoadErrors, LoadSeconds: s.LoadTime.Seconds(), Coalesced: s.Coalesced,
 		CutThrough: s.CutThrough, Rejected: s.Rejected, Unusable: s.Unusable,

@@ -107,12 +107,14 @@ func (c *Cache[V]) writeThrough(ctx context.Context, op string, ids []string, wr
 	if len(ids) == 0 {
 		return Token{}, nil
 	}
+	ctx, span := c.node.spans.Put(ctx, op, c.name.namespace, c.name.view, len(ids))
 	token, err := c.node.Write(ctx, func(tx *Tx) error {
 		if err := guarded(func() error { return write(tx) }); err != nil {
 			return fmt.Errorf("%s of %s (%s): the store: %w", op, c.name.namespace, c.name.view, err)
 		}
 		return tx.Invalidate(c.name.namespace, ids)
 	})
+	defer endSpan(span, err) // after the reads
 	if err != nil {
 		return Token{}, err
 	}

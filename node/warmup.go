@@ -260,7 +260,7 @@ func (w *warmUp) count(source int, add func(s *WarmUpStats)) {
 
 func (w *warmUp) warn(problem string, source int, err error) {
 	w.node.log.Warn("node: a warm-up falls short", "problem", problem, "namespace", w.name.namespace, "view", w.name.view,
-		"source", w.sources[source].name, "error", err)
+		"source", w.sources[source].name, "error", tiers.Loggable(err))
 }
 
 // from warms the cache with the ids of one source.
@@ -301,7 +301,7 @@ func (r *warmRun) from(ctx context.Context, source int) {
 func (r *warmRun) ids(ctx context.Context, source int) (ids []string, err error) {
 	defer func() {
 		if p := recover(); p != nil {
-			r.node.log.Error("node: a source of ids panicked", "namespace", r.name.namespace, "panic", p, "stack", string(debug.Stack()))
+			r.node.log.Error("node: a source of ids panicked", "namespace", r.name.namespace, "panic", tiers.LoggablePanic(p), "stack", string(debug.Stack()))
 			err = fmt.Errorf("it panicked: %v", p)
 		}
 	}()

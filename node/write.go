@@ -59,7 +59,10 @@ func (tx *Tx) log(query string, args ...any) error {
 // token lets a session carry that to any of them. If the connection breaks during the commit nobody
 // knows its outcome: Write then returns the error, and what may have changed is treated as changed.
 func (n *Node) Write(ctx context.Context, f func(tx *Tx) error) (Token, error) {
-	return n.write(ctx, func() (written, error) { return n.transact(ctx, f) })
+	ctx, span := n.spans.Write(ctx)
+	token, err := n.write(ctx, func() (written, error) { return n.transact(ctx, f) })
+	endSpan(span, err)
+	return token, err
 }
 
 // write runs the transaction, which Close waits for, and tells of what may have changed by it.

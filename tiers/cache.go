@@ -12,8 +12,11 @@ import (
 	"sync/atomic"
 	"time"
 
+	"go.opentelemetry.io/otel/trace"
+
 	"github.com/freshet-cache/freshet/cluster"
 	"github.com/freshet-cache/freshet/coherence"
+	"github.com/freshet-cache/freshet/internal/spans"
 )
 
 // Peers asks the entity's owner replica for its entry, in L2's format.
@@ -53,6 +56,10 @@ type Shared struct {
 	// ProofTimeout bounds the wait of one read for a poll; 0 = 1 s.
 	ProofTimeout time.Duration
 	Logger       *slog.Logger // nil = slog.Default()
+	// Tracer makes spans of what is no plain hit in L1; nil = none. Database is the host:port that they name as that
+	// of sources that run SQL; empty = none.
+	Tracer   trace.TracerProvider
+	Database string
 	// Random draws a number below n, from 0 on, for the jitter of times to live; nil = [rand.Int64N]. It
 	// is called concurrently, and is for simulations that must repeat.
 	Random func(n int64) int64
@@ -132,6 +139,8 @@ type Cache[V any] struct {
 	order      atomic.Uint64 // of reads and loads, see reading
 	refreshing atomic.Int64  // refreshes under way
 	rereading  atomic.Bool   // a load of Verify is under way
+	spans      *spans.Tracer
+	runsSQL    bool // the source does
 
 	life context.Context //nolint:containedctx // the cache's lifetime: ends at Close
 	end  context.CancelCauseFunc
@@ -182,12 +191,15 @@ func NewCache[V any](shared Shared, c Config[V]) (*Cache[V], error) {
 	if shared.Random == nil {
 		shared.Random = rand.Int64N
 	}
+	_, runsSQL := c.Source.(TransactionSource[V])
 	life, end := context.WithCancelCause(context.Background())
 	return &Cache[V]{
 		Shared:  shared,
 		config:  c,
 		coder:   coder,
 		packing: packing,
+		spans:   spans.New(shared.Tracer),
+		runsSQL: runsSQL,
 		stamps:  shared.Tracker.Stamps(),
 		l1:      newL1[V](cmp.Or(c.MaxEntries, DefaultMaxEntries), cmp.Or(c.MaxBytes, DefaultMaxBytes)),
 		flights: flights[V]{byID: map[string]*flight[V]{}},

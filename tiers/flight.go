@@ -15,6 +15,7 @@ import (
 
 	"github.com/freshet-cache/freshet/cluster"
 	"github.com/freshet-cache/freshet/coherence"
+	"github.com/freshet-cache/freshet/internal/spans"
 )
 
 // flight is one fetch of one id, shared by all reads that want it meanwhile.
@@ -28,6 +29,7 @@ type flight[V any] struct {
 	lease string
 	item  *item[V]
 	err   error
+	span  *spans.Flight // of its goroutine, set before that begins; nil = it has none
 	// course is for explanations.
 	course course
 }
@@ -44,6 +46,7 @@ func (f *flight[V]) brought() *item[V] {
 func (f *flight[V]) wait(ctx context.Context) error {
 	select {
 	case <-f.done:
+		f.span.Joined(ctx)
 		return f.err
 	case <-ctx.Done():
 		return context.Cause(ctx)
@@ -60,12 +63,13 @@ func (c *Cache[V]) await(ctx context.Context, f *flight[V], last *item[V], r *re
 	defer timer.Stop()
 	select {
 	case <-f.done:
+		f.span.Joined(ctx)
 		return answer, false, f.err
 	case <-ctx.Done():
 		return answer, false, context.Cause(ctx)
 	case <-timer.C:
 	}
-	if answer, ok = c.stale(f.id, last, r); ok {
+	if answer, ok = c.stale(f.id, last, r, staleSlow); ok {
 		c.counts.softTimeouts.Add(1)
 		return answer, true, nil
 	}
@@ -84,11 +88,11 @@ const maxFlights = 10_000
 // maxBatch bounds the ids of one load, and so the time that one slow id can cost others.
 const maxBatch = 100
 
-// fly joins the flight of an id or starts one.
-func (c *Cache[V]) fly(id string, r *reading) *flight[V] {
+// fly joins the flight of an id or starts one, whose spans are of the trace in ctx.
+func (c *Cache[V]) fly(ctx context.Context, id string, r *reading) *flight[V] {
 	f, leading := c.board(id, r)
-	if leading && !c.nearL2(f) {
-		c.depart([]*flight[V]{f}, c.run)
+	if leading && !c.nearL2(ctx, f) {
+		c.depart(ctx, []*flight[V]{f}, c.run)
 	}
 	return f
 }
@@ -96,14 +100,14 @@ func (c *Cache[V]) fly(id string, r *reading) *flight[V] {
 // nearL2 lands a flight with what L2 has, on the reader's own goroutine: a hit in L2 then needs no
 // other, whose start, stack and wake-ups would cost more than the trip to Redis. It takes L2's time-out
 // at most, whatever the reader's context says: others may have joined.
-func (c *Cache[V]) nearL2(f *flight[V]) (landed bool) {
+func (c *Cache[V]) nearL2(ctx context.Context, f *flight[V]) (landed bool) {
 	if c.L2 == nil || c.passing() {
 		f.course.noteDoubt(c.L2)
 		return false
 	}
 	defer func() {
 		if p := recover(); p != nil { // the decoding of the application's type
-			c.Logger.Error("tiers: a load panicked", "namespace", c.config.Namespace, "panic", p, "stack", string(debug.Stack()))
+			c.Logger.Error("tiers: a load panicked", "namespace", c.config.Namespace, "panic", LoggablePanic(p), "stack", string(debug.Stack()))
 			c.land(f, nil, fmt.Errorf("the load panicked: %v", p))
 			landed = true
 		}
@@ -111,7 +115,7 @@ func (c *Cache[V]) nearL2(f *flight[V]) (landed bool) {
 			c.work.Done()
 		}
 	}()
-	b, err := c.L2.Get(c.life, f.key)
+	b, err := c.L2.Get(c.spans.Carry(c.life, ctx), f.key)
 	if err != nil {
 		f.course.l2.note(c.stepL2(f.key, err))
 		return false
@@ -131,7 +135,7 @@ func (c *Cache[V]) stepL2(key string, err error) Step {
 }
 
 // flyAll joins or starts the flights of the ids at the given places, the new ones together in batches.
-func (c *Cache[V]) flyAll(ids []string, places []int, r *reading) []*flight[V] {
+func (c *Cache[V]) flyAll(ctx context.Context, ids []string, places []int, r *reading) []*flight[V] {
 	all := make([]*flight[V], len(places))
 	var lead []*flight[V]
 	for i, place := range places {
@@ -142,7 +146,7 @@ func (c *Cache[V]) flyAll(ids []string, places []int, r *reading) []*flight[V] {
 		}
 	}
 	for batch := range slices.Chunk(lead, maxBatch) {
-		c.depart(batch, func(ctx context.Context, batch []*flight[V]) { c.run(ctx, c.fromL2(ctx, batch)) })
+		c.depart(ctx, batch, func(ctx context.Context, batch []*flight[V]) { c.run(ctx, c.fromL2(ctx, batch)) })
 	}
 	return all
 }
@@ -187,9 +191,14 @@ func (c *Cache[V]) board(id string, r *reading) (f *flight[V], leading bool) {
 }
 
 // depart runs the flights' course in a goroutine of their own, so that no reader's context or panic ends
-// them for the others. They all land within LoadTimeout, whatever the source does.
-func (c *Cache[V]) depart(batch []*flight[V], course func(ctx context.Context, batch []*flight[V])) {
+// them for the others. They all land within LoadTimeout, whatever the source does. from is the context of the read
+// that began them, and tells of which trace their span is.
+func (c *Cache[V]) depart(from context.Context, batch []*flight[V], course func(ctx context.Context, batch []*flight[V])) {
 	ctx, cancel := context.WithTimeoutCause(c.life, c.LoadTimeout, fmt.Errorf("no answer within %v: %w", c.LoadTimeout, context.DeadlineExceeded))
+	ctx, span, shared := c.spans.Flight(ctx, from, c.config.Namespace, c.config.View, len(batch))
+	for _, f := range batch {
+		f.span = shared
+	}
 	stop := context.AfterFunc(ctx, func() {
 		for _, f := range batch {
 			c.land(f, nil, context.Cause(ctx))
@@ -200,13 +209,14 @@ func (c *Cache[V]) depart(batch []*flight[V], course func(ctx context.Context, b
 			// What the application gave us to call (Tags, the encoding of its type) may panic, like a source.
 			broken := errors.New("the flight broke off")
 			if p := recover(); p != nil {
-				c.Logger.Error("tiers: a load panicked", "namespace", c.config.Namespace, "panic", p, "stack", string(debug.Stack()))
+				c.Logger.Error("tiers: a load panicked", "namespace", c.config.Namespace, "panic", LoggablePanic(p), "stack", string(debug.Stack()))
 				broken = fmt.Errorf("the load panicked: %v", p)
 			}
 			stop()
 			for _, f := range batch { // none is left unless something panicked
 				c.land(f, nil, broken)
 			}
+			endSpan(span, batch[0].err)
 			cancel()
 			c.work.Add(-len(batch))
 		}()
@@ -339,6 +349,8 @@ func (c *Cache[V]) stepRefused(it *item[V]) Step {
 // underLease loads what this replica gets the lease for, and lands the rest with what other replicas
 // load meanwhile. alone needs no lease and is loaded with the first.
 func (c *Cache[V]) underLease(ctx context.Context, batch, alone []*flight[V]) {
+	asking, span := c.spans.Lease(ctx, len(batch))
+	defer span.End("")
 	patience := c.Tracker.Now().Add(c.LeaseWait)
 	token := rand.Text() // of this load, not of this process: what an old holder does must not pass for a new one's
 	for pause := 500 * time.Microsecond; ; pause = min(pause*3/2, 16*time.Millisecond) {
@@ -346,7 +358,7 @@ func (c *Cache[V]) underLease(ctx context.Context, batch, alone []*flight[V]) {
 		var others []*flight[V]
 		load := alone
 		alone = nil
-		for i, reply := range c.L2.LeaseMany(ctx, c.leasesOf(batch, token)) {
+		for i, reply := range c.L2.LeaseMany(asking, c.leasesOf(batch, token)) {
 			f := batch[i]
 			if reply.Held {
 				f.lease = token
@@ -364,6 +376,9 @@ func (c *Cache[V]) underLease(ctx context.Context, batch, alone []*flight[V]) {
 			default:
 				others = append(others, f)
 			}
+		}
+		if len(others) == 0 {
+			span.End("") // the wait is over
 		}
 		if len(load) > 0 {
 			c.load(ctx, load)
@@ -385,6 +400,8 @@ func (c *Cache[V]) underLease(ctx context.Context, batch, alone []*flight[V]) {
 	for _, f := range batch {
 		f.course.lease.note(StepCutThrough)
 	}
+	span.Outcome("cut-through")
+	span.End("")
 	c.load(ctx, batch)
 }
 
@@ -454,6 +471,7 @@ func (c *Cache[V]) load(ctx context.Context, batch []*flight[V]) {
 		return
 	}
 	if err != nil {
+		c.counts.classes[ClassOf(err)].Add(1)
 		if began.order != 0 { // else the bulkhead let nobody ask
 			c.counts.loadErrs.Add(uint64(len(batch)))
 		}
@@ -468,7 +486,6 @@ func (c *Cache[V]) load(ctx context.Context, batch []*flight[V]) {
 		return
 	}
 	cost := c.Tracker.Now().Sub(began.at)
-	c.counts.loadNanos.Add(uint64(cost))
 	var fillings []Filling
 	for _, f := range batch {
 		it := c.loadedItem(f, loaded, began, cost)
@@ -529,14 +546,19 @@ func (c *Cache[V]) ask(ctx context.Context, ids []string) (began loadStart, load
 		return began, loaded, err
 	}
 	defer c.Bulkhead.Leave()
+	c.counts.loads.Add(uint64(len(ids)))
+	began = loadStart{at: c.Tracker.Now(), order: c.order.Add(1)}
+	ctx, span := c.spans.Load(ctx, c.config.Namespace, c.config.View, len(ids), c.runsSQL, c.Database)
+	defer func() {
+		c.counts.loadTimes.Observe(c.Tracker.Now().Sub(began.at))
+		endSpan(span, err)
+	}()
 	defer func() {
 		if p := recover(); p != nil {
-			c.Logger.Error("tiers: the source panicked", "namespace", c.config.Namespace, "panic", p, "stack", string(debug.Stack()))
+			c.Logger.Error("tiers: the source panicked", "namespace", c.config.Namespace, "panic", LoggablePanic(p), "stack", string(debug.Stack()))
 			err = fmt.Errorf("the source panicked: %v", p)
 		}
 	}()
-	c.counts.loads.Add(uint64(len(ids)))
-	began = loadStart{at: c.Tracker.Now(), order: c.order.Add(1)}
 	loaded, err = c.config.Source.Load(ctx, ids)
 	return began, loaded, err
 }

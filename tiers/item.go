@@ -101,7 +101,7 @@ func (c *Cache[V]) encode(key string, it *item[V]) (encoded, error) {
 // cannotKeep notes that no tier can hold a loaded value, which is served all the same.
 func (c *Cache[V]) cannotKeep(err error) {
 	if !errors.Is(err, ErrTooLarge) { // which is no fault, and may come with every load
-		c.Logger.Warn("tiers: a loaded value cannot be kept", "namespace", c.config.Namespace, "error", err)
+		c.Logger.Warn("tiers: a loaded value cannot be kept", "namespace", c.config.Namespace, "error", Loggable(err))
 	}
 	c.countUnfilled(err)
 }

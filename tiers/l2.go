@@ -16,8 +16,11 @@ import (
 	"time"
 
 	"github.com/redis/rueidis"
+	"go.opentelemetry.io/otel/trace"
 
 	"github.com/freshet-cache/freshet/cluster"
+	"github.com/freshet-cache/freshet/coherence"
+	"github.com/freshet-cache/freshet/internal/spans"
 )
 
 // What L2 says that a caller may branch on.
@@ -50,6 +53,8 @@ type L2Config struct {
 	MaxValue int
 	// Logger gets changes of connections and breakers. nil = slog.Default().
 	Logger *slog.Logger
+	// Tracer makes a span for each pipeline to a shard, in the trace of the call's context; nil = none.
+	Tracer trace.TracerProvider
 }
 
 func (c L2Config) timeout() time.Duration { return cmp.Or(c.Timeout, 50*time.Millisecond) }
@@ -101,6 +106,7 @@ type L2 struct {
 	config   L2Config
 	topology atomic.Pointer[topology] // never nil; replaced by run
 	suspect  chan struct{}            // capacity 1: whoever sees the topology fail sends, run receives
+	spans    *spans.Tracer
 
 	cancel  context.CancelFunc // ends run and every shard's run
 	running sync.WaitGroup
@@ -116,7 +122,7 @@ func OpenL2(c L2Config) (*L2, error) {
 	}
 	c.Addrs = slices.Clone(c.Addrs)
 	ctx, cancel := context.WithCancel(context.Background())
-	l := &L2{config: c, suspect: make(chan struct{}, 1), cancel: cancel}
+	l := &L2{config: c, suspect: make(chan struct{}, 1), spans: spans.New(c.Tracer), cancel: cancel}
 	l.topology.Store(&topology{})
 	l.running.Go(func() { l.run(ctx) })
 	return l, nil
@@ -170,7 +176,7 @@ func (l *L2) Set(ctx context.Context, key string, b []byte, ttl time.Duration) e
 func (l *L2) Unlink(ctx context.Context, keys ...string) error {
 	reqs := make([]request, len(keys))
 	for i, key := range keys {
-		reqs[i] = request{slot: cluster.Slot(key), build: func(b rueidis.Builder) rueidis.Completed {
+		reqs[i] = request{command: "UNLINK", slot: cluster.Slot(key), build: func(b rueidis.Builder) rueidis.Completed {
 			return b.Unlink().Key(key).Build()
 		}}
 	}
@@ -209,6 +215,10 @@ type ShardState struct {
 	// not sent, for want of a connection or because of the breaker. All count since the process first
 	// saw this primary.
 	Requests, Failures, Refused uint64
+	// Errors are pipelines without a good answer by [ErrorClass], those that were not sent included.
+	Errors [Classes]uint64
+	// Took is how long those that were sent took, failures included.
+	Took coherence.Durations
 }
 
 // Serves reports whether the shard serves the slot, by the text of its Slots.
@@ -237,7 +247,10 @@ func (l *L2) Shards() []ShardState {
 	for i, s := range t.shards {
 		states[i] = ShardState{
 			Name: s.address, Slots: t.ranges[i], State: s.state(), Connected: s.link.Load() != nil,
-			Requests: s.requests.Load(), Failures: s.failures.Load(), Refused: s.refused.Load(),
+			Requests: s.requests.Load(), Failures: s.failures.Load(), Refused: s.refused.Load(), Took: s.took.Durations(),
+		}
+		for class := range s.errors {
+			states[i].Errors[class] = s.errors[class].Load()
 		}
 	}
 	return states
@@ -246,16 +259,17 @@ func (l *L2) Shards() []ShardState {
 // request is one command of a call: what to send and what came of it. It is built anew for each time
 // it is sent, because rueidis reuses a command's memory.
 type request struct {
-	slot   uint16
-	build  func(rueidis.Builder) rueidis.Completed
-	shard  *shard // where it goes next; nil when it is done
-	asking bool   // it follows an ASK
-	reply  rueidis.RedisResult
-	err    error // why there is no reply
+	command string // its name in Redis
+	slot    uint16
+	build   func(rueidis.Builder) rueidis.Completed
+	shard   *shard // where it goes next; nil when it is done
+	asking  bool   // it follows an ASK
+	reply   rueidis.RedisResult
+	err     error // why there is no reply
 }
 
 func getRequest(key string) request {
-	return request{slot: cluster.Slot(key), build: func(b rueidis.Builder) rueidis.Completed {
+	return request{command: "GET", slot: cluster.Slot(key), build: func(b rueidis.Builder) rueidis.Completed {
 		return b.Get().Key(key).Build()
 	}}
 }

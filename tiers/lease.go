@@ -56,7 +56,7 @@ func (l *L2) LeaseMany(ctx context.Context, leases []LeaseRequest) []LeaseReply 
 		if replies[i].Err = r.validate(); replies[i].Err != nil {
 			continue
 		}
-		reqs = append(reqs, request{slot: cluster.Slot(r.LeaseKey), build: func(b rueidis.Builder) rueidis.Completed {
+		reqs = append(reqs, request{command: "SET", slot: cluster.Slot(r.LeaseKey), build: func(b rueidis.Builder) rueidis.Completed {
 			return b.Set().Key(r.LeaseKey).Value(r.Token).Nx().PxMilliseconds(r.TTL.Milliseconds()).Build()
 		}}, getRequest(r.Key))
 	}
@@ -109,7 +109,7 @@ func (l *L2) SetMany(ctx context.Context, fillings []Filling) []error {
 	for i, f := range fillings {
 		if errs[i] = f.validate(l.config.maxValue()); errs[i] == nil {
 			sets[i] = len(reqs)
-			reqs = append(reqs, request{slot: cluster.Slot(f.Key), build: func(b rueidis.Builder) rueidis.Completed {
+			reqs = append(reqs, request{command: "SET", slot: cluster.Slot(f.Key), build: func(b rueidis.Builder) rueidis.Completed {
 				return b.Set().Key(f.Key).Value(rueidis.BinaryString(f.Bytes)).PxMilliseconds(f.TTL.Milliseconds()).Build()
 			}})
 		}
@@ -148,7 +148,7 @@ func (l *L2) Release(ctx context.Context, leaseKey, token string) error {
 const release = `if redis.call("get",KEYS[1])==ARGV[1] then return redis.call("del",KEYS[1]) end return 0`
 
 func releaseRequest(leaseKey, token string) request {
-	return request{slot: cluster.Slot(leaseKey), build: func(b rueidis.Builder) rueidis.Completed {
+	return request{command: "EVAL", slot: cluster.Slot(leaseKey), build: func(b rueidis.Builder) rueidis.Completed {
 		return b.Eval().Script(release).Numkeys(1).Key(leaseKey).Arg(token).Build()
 	}}
 }

@@ -26,7 +26,10 @@ func (c *Cache[V]) LookupMany(ctx context.Context, ids []string, want Want) ([]R
 		return results, nil
 	}
 	r := c.begin(want)
-	return results, c.lookupMany(ctx, ids, missing, results, &r)
+	ctx, span := c.spans.Read(ctx, c.config.Namespace, c.config.View, len(missing))
+	err := c.lookupMany(ctx, ids, missing, results, &r)
+	endSpan(span, err)
+	return results, err
 }
 
 // lookupMany is lookup for the ids at the given places, whose flights go together. It fills in their
@@ -34,7 +37,7 @@ func (c *Cache[V]) LookupMany(ctx context.Context, ids []string, want Want) ([]R
 func (c *Cache[V]) lookupMany(ctx context.Context, ids []string, places []int, results []Result[V], r *reading) (failed error) {
 	end := func(place int, answer Result[V], err error) {
 		if !r.uncounted {
-			answer, err = c.count(answer, err)
+			answer, err = c.done(r, answer, err)
 		}
 		if results[place] = answer; err != nil && failed == nil {
 			failed = err
@@ -66,10 +69,10 @@ func (c *Cache[V]) lookupMany(ctx context.Context, ids []string, places []int, r
 			endMissed(place, nil, answer, nil)
 		}
 	}
-	c.flyAll(ids, graced, r)
+	c.flyAll(c.spans.Behind(ctx), ids, graced, r)
 	last := make(map[int]*flight[V], len(open)) // place -> the flight before
 	for range maxAttempts {
-		flights := c.flyAll(ids, open, r)
+		flights := c.flyAll(ctx, ids, open, r)
 		var again []int
 		for n, place := range open {
 			f := flights[n]

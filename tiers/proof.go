@@ -32,7 +32,7 @@ func (c *Cache[V]) prove(ctx context.Context, id string, r *reading) error {
 	if failing || r.patience != 0 {
 		// Waiting for the next attempt would make every read slow while Postgres is away. Without a STALE
 		// answer at hand there is nothing better to do.
-		if _, ok := c.stale(id, nil, r); ok && failing {
+		if _, ok := c.stale(id, nil, r, staleUnproven); ok && failing {
 			return errors.New("the last poll of Postgres failed")
 		} else if ok {
 			patience = min(patience, r.patience.Sub(c.Tracker.Now()))
@@ -64,7 +64,9 @@ func (it *item[V]) ofHistory(poll *coherence.Poll) bool {
 func (c *Cache[V]) poll(ctx context.Context, patience time.Duration, r *reading) error {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
+	ctx, span := c.spans.Barrier(ctx)
 	poll, err := c.Tracker.Barrier(ctx)
+	endSpan(span, err)
 	if err != nil {
 		return err
 	}
@@ -141,8 +143,8 @@ func (c *Cache[V]) revalidate(it *item[V]) bool {
 }
 
 // stale finds an answer for a read that cannot have a FRESH one: the newer of what is in L1 and what
-// the last flight brought, nil if there was none.
-func (c *Cache[V]) stale(id string, last *item[V], r *reading) (Result[V], bool) {
+// the last flight brought, nil if there was none. why is what keeps it from being FRESH.
+func (c *Cache[V]) stale(id string, last *item[V], r *reading, why staleReason) (Result[V], bool) {
 	if r.MaxStale <= 0 {
 		return Result[V]{}, false
 	}
@@ -157,7 +159,9 @@ func (c *Cache[V]) stale(id string, last *item[V], r *reading) (Result[V], bool)
 	if !ok || now.Sub(as) > r.MaxStale {
 		return Result[V]{}, false
 	}
-	return it.result(tier, false, now.Sub(as), now, poll), true
+	answer := it.result(tier, false, now.Sub(as), now, poll)
+	answer.why = why
+	return answer, true
 }
 
 // reflects is the instant before which the item reflects every commit, as far as is known. It reports

@@ -11,6 +11,7 @@ import (
 
 	"github.com/freshet-cache/freshet/cluster"
 	"github.com/freshet-cache/freshet/coherence"
+	"github.com/freshet-cache/freshet/internal/spans"
 )
 
 // Tier is where an answer came from.
@@ -89,6 +90,37 @@ type Result[V any] struct {
 
 	snapshot *coherence.Snapshot
 	poll     *coherence.Poll
+	why      staleReason // if it is STALE, and not for a grace
+}
+
+// staleReason is why a STALE answer was given; see [Stats].
+type staleReason uint8
+
+const (
+	staleUnproven staleReason = iota
+	staleFailed
+	staleSlow
+	staleChanged
+	staleReasons
+)
+
+// label is the answer's, in spans.
+func (r *Result[V]) label() string {
+	switch {
+	case r.Fresh:
+		return "fresh"
+	case r.Grace > 0:
+		return "grace"
+	}
+	return "stale"
+}
+
+// endRead ends the span of a read.
+func endRead[V any](span spans.Span, r *Result[V], err error) {
+	if err == nil {
+		span.Answer(r.Tier.String(), r.label())
+	}
+	endSpan(span, err)
 }
 
 // Token is that of a session that has seen this answer.
@@ -152,7 +184,10 @@ func (c *Cache[V]) Lookup(ctx context.Context, id string, want Want) (Result[V],
 		}
 	}
 	r := c.begin(want)
-	return c.lookup(ctx, id, &r)
+	ctx, span := c.spans.Read(ctx, c.config.Namespace, c.config.View, 1)
+	answer, err := c.lookup(ctx, id, &r)
+	endRead(span, &answer, err)
+	return answer, err
 }
 
 // reading is one read that is not a plain hit.
@@ -166,14 +201,16 @@ type reading struct {
 	barrier *coherence.Poll
 	// patience is when SoftTimeout is over; 0 = never, since none was set or no STALE answer is allowed.
 	patience coherence.Instant
+	// began is when it did.
+	began coherence.Instant
 	// uncounted: no reader waits for the answer, so it is none of the cache's counts.
 	uncounted bool
 }
 
 func (c *Cache[V]) begin(want Want) reading {
-	r := reading{Want: want, order: c.order.Add(1)}
+	r := reading{Want: want, order: c.order.Add(1), began: c.Tracker.Now()}
 	if want.SoftTimeout > 0 && want.MaxStale > 0 {
-		r.patience = c.Tracker.Now().Add(want.SoftTimeout)
+		r.patience = r.began.Add(want.SoftTimeout)
 	}
 	return r
 }
@@ -186,12 +223,12 @@ const maxAttempts = 4
 // lookup is a read that is not a plain hit.
 func (c *Cache[V]) lookup(ctx context.Context, id string, r *reading) (Result[V], error) {
 	if err := c.checkID(id); err != nil {
-		return c.count(Result[V]{}, err)
+		return c.done(r, Result[V]{}, err)
 	}
 	unproven := c.prove(ctx, id, r)
 	answer, ok := c.near(id, r, unproven)
 	if ok && answer.Fresh {
-		return c.count(answer, nil)
+		return c.done(r, answer, nil)
 	}
 	miss := c.missedL1(id, r, unproven)
 	var f *flight[V]
@@ -199,10 +236,10 @@ func (c *Cache[V]) lookup(ctx context.Context, id string, r *reading) (Result[V]
 	if !ok {
 		answer, f, err = c.travel(ctx, id, r, unproven)
 	} else if answer.Grace > 0 {
-		c.flyAll([]string{id}, []int{0}, r)
+		c.flyAll(c.spans.Behind(ctx), []string{id}, []int{0}, r)
 	}
 	c.ended(id, miss, f, &answer, err)
-	return c.count(answer, err)
+	return c.done(r, answer, err)
 }
 
 // travel is a read that L1 has no answer for. It returns the last of its flights, too.
@@ -210,7 +247,7 @@ func (c *Cache[V]) travel(ctx context.Context, id string, r *reading, unproven e
 	var last *item[V]
 	var failed error
 	for range maxAttempts {
-		f = c.fly(id, r)
+		f = c.fly(ctx, id, r)
 		answer, ok, err := c.await(ctx, f, last, r)
 		if ok {
 			return answer, f, nil
@@ -246,7 +283,10 @@ func (c *Cache[V]) near(id string, r *reading, unproven error) (Result[V], bool)
 			return answer, ok
 		}
 	}
-	return c.stale(id, nil, r)
+	if unproven != nil {
+		return c.stale(id, nil, r, staleUnproven)
+	}
+	return c.stale(id, nil, r, staleFailed)
 }
 
 // resting reports whether the id's load has just failed.
@@ -258,9 +298,16 @@ func (c *Cache[V]) resting(id string) bool {
 // giveUp ends a read that cannot have a FRESH answer: with a STALE one, or with why: the flight failed,
 // nothing could be proven, or, when both are nil, what was read had changed each time.
 func (c *Cache[V]) giveUp(id string, last *item[V], r *reading, failed, unproven error) (Result[V], error) {
+	why := staleChanged
+	switch {
+	case unproven != nil:
+		why = staleUnproven
+	case failed != nil:
+		why = staleFailed
+	}
 	if c.life.Err() != nil {
 		failed, unproven = ErrClosed, nil
-	} else if answer, ok := c.stale(id, last, r); ok {
+	} else if answer, ok := c.stale(id, last, r, why); ok {
 		return answer, nil
 	}
 	switch {

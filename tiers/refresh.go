@@ -118,7 +118,7 @@ func (c *Cache[V]) ahead(id string, it *item[V], now coherence.Instant) {
 		c.pause(it)
 		return
 	}
-	c.depart([]*flight[V]{f}, func(ctx context.Context, _ []*flight[V]) { c.refresh(ctx, f, it) })
+	c.depart(c.life, []*flight[V]{f}, func(ctx context.Context, _ []*flight[V]) { c.refresh(ctx, f, it) })
 }
 
 // pause ends a refresh of the item: if it is not replaced, it is looked at again after a while.

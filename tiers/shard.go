@@ -15,6 +15,9 @@ import (
 
 	"github.com/redis/rueidis"
 	"github.com/sony/gobreaker/v2"
+
+	"github.com/freshet-cache/freshet/coherence"
+	"github.com/freshet-cache/freshet/internal/spans"
 )
 
 const (
@@ -44,15 +47,18 @@ type shard struct {
 	full   chan struct{}        // capacity 1: send refused a call for want of answers; run receives
 
 	requests, failures, refused atomic.Uint64
+	errors                      [Classes]atomic.Uint64
+	took                        coherence.Histogram
+	spans                       *spans.Tracer
 
 	// Errors that every call gets while the shard is down, made once.
 	errNoConnection, errOpen, errFull, errLate error
 }
 
-func newShard(id, address string, c *L2Config) *shard {
+func newShard(id, address string, c *L2Config, t *spans.Tracer) *shard {
 	because := func(cause string) error { return fmt.Errorf("%w: shard %s: %s", ErrUnavailable, address, cause) }
 	return &shard{
-		id: id, address: address, config: c, full: make(chan struct{}, 1), log: c.logger().With("shard", address),
+		id: id, address: address, config: c, full: make(chan struct{}, 1), log: c.logger().With("shard", address), spans: t,
 		errNoConnection: because("no connection"),
 		errOpen:         because("its breaker is open"),
 		errFull:         because("too many calls without an answer"),
@@ -252,14 +258,38 @@ func (s *shard) state() string {
 // send sends the requests as one pipeline and puts the replies into them. An error means that none has
 // a reply that counts; the error is ready for the caller.
 func (s *shard) send(d *deadline, reqs []*request) error {
+	var span spans.Span
+	if s.spans != nil {
+		span = s.spans.Redis(d.caller, commandOf(reqs), len(reqs), s.address)
+	}
+	class, err := s.try(d, reqs)
+	if class != 0 {
+		s.errors[class].Add(1)
+	}
+	span.End(class.String())
+	return err
+}
+
+// commandOf is the name of all the commands; empty if they differ.
+func commandOf(reqs []*request) string {
+	for _, r := range reqs[1:] {
+		if r.command != reqs[0].command {
+			return ""
+		}
+	}
+	return reqs[0].command
+}
+
+// try is send, and says which class of failure the call was, an answer that speaks against the node included.
+func (s *shard) try(d *deadline, reqs []*request) (ErrorClass, error) {
 	l := s.link.Load()
 	if l == nil {
 		s.refused.Add(1)
-		return s.errNoConnection
+		return ClassRefused, s.errNoConnection
 	}
 	if d.Err() != nil { // an earlier pipeline of the call has used it up
 		s.refused.Add(1)
-		return s.errLate
+		return ClassTimeout, s.errLate
 	}
 	before := l.abandoned.Load()
 	defer l.inFlight.Add(-1)
@@ -269,16 +299,18 @@ func (s *shard) send(d *deadline, reqs []*request) error {
 		case s.full <- struct{}{}:
 		default:
 		}
-		return s.errFull
+		return ClassOverloaded, s.errFull
 	}
 	done, err := l.breaker.Allow()
 	if err != nil {
 		s.refused.Add(1)
-		return s.errOpen
+		return ClassRefused, s.errOpen
 	}
 	s.requests.Add(1)
 
+	began := time.Now()
 	l.exchange(d, reqs)
+	s.took.Observe(time.Since(began))
 	answered, verdict := judge(reqs)
 	if !answered {
 		over := d.Err() != nil
@@ -287,15 +319,15 @@ func (s *shard) send(d *deadline, reqs []*request) error {
 		}
 		if gone := d.callerGone(); gone != nil {
 			done(errCallerGone)
-			return fmt.Errorf("%w: shard %s: %w: %w", ErrUnavailable, s.address, errCallerGone, gone)
+			return ClassCanceled, fmt.Errorf("%w: shard %s: %w: %w", ErrUnavailable, s.address, errCallerGone, gone)
 		}
 		s.failures.Add(1)
 		l.breaker.note(false, over)
 		done(verdict)
 		if over {
-			return s.errLate
+			return ClassTimeout, s.errLate
 		}
-		return fmt.Errorf("%w: shard %s: %w", ErrUnavailable, s.address, verdict)
+		return ClassConnection, fmt.Errorf("%w: shard %s: %w", ErrUnavailable, s.address, verdict)
 	}
 	raise(&l.answered, before)
 	good := healthy(verdict)
@@ -304,7 +336,10 @@ func (s *shard) send(d *deadline, reqs []*request) error {
 	}
 	l.breaker.note(good, false)
 	done(verdict)
-	return nil
+	if !good {
+		return ClassServer, nil
+	}
+	return 0, nil
 }
 
 // exchange sends the requests as one pipeline and stores the replies.

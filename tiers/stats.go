@@ -4,6 +4,8 @@ import (
 	"errors"
 	"sync/atomic"
 	"time"
+
+	"github.com/freshet-cache/freshet/coherence"
 )
 
 // counts are what a cache counts besides its L1.
@@ -16,7 +18,10 @@ type counts struct {
 	absent    atomic.Uint64                 // of those
 	loads     atomic.Uint64                 // ids asked of the source
 	loadErrs  atomic.Uint64
-	loadNanos atomic.Uint64 // of all loads together
+	loadTimes coherence.Histogram
+	classes   [Classes]atomic.Uint64              // loads that failed
+	times     [TierSource + 1]coherence.Histogram // of reads that were no plain hit, by the tier that answered; 0 = none did
+	staleBy   [staleReasons]atomic.Uint64
 	coalesced atomic.Uint64 // reads that joined a flight
 	cutThru   atomic.Uint64 // loads that did not wait longer for a lease
 	rejected  atomic.Uint64 // entries from L2 or a peer that were out of date
@@ -43,6 +48,16 @@ func (c *Cache[V]) countUnfilled(err error) {
 	}
 }
 
+// done counts the answer to a read, or why there is none, and how long that took.
+func (c *Cache[V]) done(r *reading, answer Result[V], err error) (Result[V], error) {
+	tier := answer.Tier
+	if err != nil {
+		tier = 0
+	}
+	c.counts.times[tier].Observe(c.Tracker.Now().Sub(r.began))
+	return c.count(answer, err)
+}
+
 func (c *Cache[V]) count(r Result[V], err error) (Result[V], error) {
 	switch {
 	case err != nil:
@@ -54,6 +69,8 @@ func (c *Cache[V]) count(r Result[V], err error) (Result[V], error) {
 		c.counts.stale.Add(1)
 		if r.Grace > 0 {
 			c.counts.graced.Add(1)
+		} else {
+			c.counts.staleBy[r.why].Add(1)
 		}
 	}
 	c.counts.byTier[r.Tier].Add(1)
@@ -71,13 +88,22 @@ type Stats struct {
 	L1 L1Stats
 	// Reads and their outcomes: Reads = Fresh + Stale + Errors.
 	Reads, Fresh, Stale, Errors uint64
-	// Graced are those of Stale that were given since the changes they lack have a grace.
-	Graced uint64
+	// Graced are those of Stale that were given since the changes they lack have a grace; the others by why they were:
+	// Postgres could not be asked what has changed; the load failed, or has just failed for another read; it took
+	// longer than SoftTimeout; what was loaded had changed each time.
+	Graced, StaleUnproven, StaleFailed, StaleSlow, StaleChanged uint64
 	// Answers by tier; they sum up to Reads - Errors. Negative are the answers "absent" among them.
 	L1Hits, L2Hits, OwnerHits, SourceHits, Negative uint64
 	// Loads are ids asked of the source; LoadTime all of it together.
 	Loads, LoadErrors uint64
 	LoadTime          time.Duration
+	// LoadTimes are of each load, of one id or more, those that failed included; LoadsFailed counts these by
+	// [ErrorClass], and those that the bulkhead refused.
+	LoadTimes   coherence.Durations
+	LoadsFailed [Classes]uint64
+	// ReadTimes are of the reads that were no plain hit in L1, by the [Tier] that answered; 0 = none did. A hit is not
+	// timed: looking at the clock twice would take as long as the hit.
+	ReadTimes [TierSource + 1]coherence.Durations
 	// Coalesced reads joined a flight of another; CutThrough loads went on without a lease; Rejected
 	// entries from L2 or a peer were out of date, Unusable ones could not be read; FillErrors counts
 	// loaded entries that did not get into L2, TooLarge those among them that were above a limit of size.
@@ -103,11 +129,20 @@ func (c *Cache[V]) Stats() Stats {
 		L1Hits: l1.Hits + n.byTier[TierL1].Load(), L2Hits: n.byTier[TierL2].Load(),
 		OwnerHits: n.byTier[TierOwner].Load(), SourceHits: n.byTier[TierSource].Load(),
 		Negative: l1.Absences + n.absent.Load(), Loads: n.loads.Load(), LoadErrors: n.loadErrs.Load(),
-		LoadTime: time.Duration(n.loadNanos.Load()), Coalesced: n.coalesced.Load(), CutThrough: n.cutThru.Load(),
+		LoadTimes: n.loadTimes.Durations(), Coalesced: n.coalesced.Load(), CutThrough: n.cutThru.Load(),
 		Rejected: n.rejected.Load(), Unusable: n.unusable.Load(), FillErrors: n.fillErrs.Load(),
 		Fills: n.fills.Load(), Unlinks: n.unlinks.Load(), SoftTimeouts: n.softTimeouts.Load(), Refreshed: n.refreshed.Load(), RefreshesTaken: n.refreshesTaken.Load(),
 		RefreshesSkipped: n.refreshesSkipped.Load(), RefreshErrors: n.refreshErrs.Load(), TooLarge: n.tooLarge.Load(),
 		Verified: n.verified.Load(), Mismatched: n.mismatched.Load(), VerifyMoved: n.moved.Load(), VerifyFailed: n.unverified.Load(), VerifySkipped: n.unfresh.Load(),
+	}
+	s.LoadTime = s.LoadTimes.Sum
+	s.StaleUnproven, s.StaleFailed = n.staleBy[staleUnproven].Load(), n.staleBy[staleFailed].Load()
+	s.StaleSlow, s.StaleChanged = n.staleBy[staleSlow].Load(), n.staleBy[staleChanged].Load()
+	for class := range n.classes {
+		s.LoadsFailed[class] = n.classes[class].Load()
+	}
+	for tier := range n.times {
+		s.ReadTimes[tier] = n.times[tier].Durations()
 	}
 	s.Reads = s.Fresh + s.Stale + s.Errors
 	return s

@@ -12,12 +12,14 @@ import (
 	"time"
 
 	"github.com/freshet-cache/freshet/coherence"
+	"github.com/freshet-cache/freshet/internal/spans"
 )
 
 // Together is one read of several values, of any caches of one node, as of one snapshot of Postgres. Its
 // function reads by [Cache.LookupIn], from one goroutine. See [ReadTogether].
 type Together struct {
 	shared Shared
+	spans  *spans.Tracer
 	ctx    context.Context //nolint:containedctx // of the run; a Together lives within one call of ReadTogether
 	proof  reading         // what the reader wants proven; its order is not used
 
@@ -74,7 +76,7 @@ const (
 // want.MaxStale is not looked at. The error says why what was read is not of one moment, and wraps
 // [ErrUncertain]. What the function could not read is no part of it.
 func ReadTogether(ctx context.Context, shared Shared, want Want, read func(t *Together)) (Moment, error) {
-	t := &Together{shared: shared, ctx: ctx, proof: reading{Want: want}}
+	t := &Together{shared: shared, spans: spans.New(shared.Tracer), ctx: ctx, proof: reading{Want: want}}
 	defer func() { t.ended = true }()
 	for range maxRuns {
 		t.forget()
@@ -139,7 +141,9 @@ func (t *Together) poll() error {
 	}
 	ctx, cancel := context.WithTimeout(t.ctx, t.shared.ProofTimeout)
 	defer cancel()
+	ctx, span := t.spans.Barrier(ctx)
 	poll, err := t.shared.Tracker.Barrier(ctx)
+	endSpan(span, err)
 	if err != nil {
 		return err
 	}
@@ -348,11 +352,11 @@ func (f *found[V]) collect(t *Together) error {
 	case t.tx != nil:
 		return fmt.Errorf("%s %q cannot be read in a transaction and has just changed: %w", c.config.Namespace, short(f.ids[missing[0]]), ErrUncertain)
 	case len(missing) == 1:
-		if err := f.land(t, items, missing, misses, []*flight[V]{c.fly(f.ids[missing[0]], &r)}); err != nil {
+		if err := f.land(t, items, missing, misses, []*flight[V]{c.fly(t.ctx, f.ids[missing[0]], &r)}); err != nil {
 			return err
 		}
 	default:
-		if err := f.land(t, items, missing, misses, c.flyAll(f.ids, missing, &r)); err != nil {
+		if err := f.land(t, items, missing, misses, c.flyAll(t.ctx, f.ids, missing, &r)); err != nil {
 			return err
 		}
 	}
@@ -387,7 +391,7 @@ func (f *found[V]) loadIn(t *Together, source TransactionSource[V]) (err error) 
 	c := f.cache
 	defer func() {
 		if p := recover(); p != nil {
-			c.Logger.Error("tiers: a load panicked", "namespace", c.config.Namespace, "panic", p, "stack", string(debug.Stack()))
+			c.Logger.Error("tiers: a load panicked", "namespace", c.config.Namespace, "panic", LoggablePanic(p), "stack", string(debug.Stack()))
 			err = fmt.Errorf("the load panicked: %v", p)
 		}
 	}()
@@ -395,18 +399,21 @@ func (f *found[V]) loadIn(t *Together, source TransactionSource[V]) (err error) 
 	for ids := range slices.Chunk(f.ids, maxBatch) {
 		asked := c.Tracker.Now()
 		c.counts.loads.Add(uint64(len(ids)))
-		loaded, err := source.LoadIn(t.ctx, t.tx, ids)
+		ctx, span := c.spans.Load(t.ctx, c.config.Namespace, c.config.View, len(ids), true, c.Database)
+		loaded, err := source.LoadIn(ctx, t.tx, ids)
+		took := c.Tracker.Now().Sub(asked)
+		c.counts.loadTimes.Observe(took)
+		endSpan(span, err)
 		if err == nil {
 			err = t.see(loaded.Snapshot)
 		}
 		if err != nil {
 			c.counts.loadErrs.Add(uint64(len(ids)))
+			c.counts.classes[ClassOf(err)].Add(1)
 			return fmt.Errorf("%s %q: %w", c.config.Namespace, short(ids[0]), err)
 		}
-		cost := c.Tracker.Now().Sub(asked)
-		c.counts.loadNanos.Add(uint64(cost))
 		for _, id := range ids {
-			it, err := c.keepFrom(t, id, loaded, cost)
+			it, err := c.keepFrom(t, id, loaded, took)
 			if err != nil {
 				return err
 			}
@@ -457,10 +464,13 @@ func (c *Cache[V]) lookupTogether(ctx context.Context, ids []string, want Want) 
 	if results := c.hitTogether(ids, want); results != nil {
 		return results, nil
 	}
+	ctx, span := c.spans.Read(ctx, c.config.Namespace, c.config.View, len(ids))
 	var results []Result[V]
 	var failed error
 	moment, err := ReadTogether(ctx, c.Shared, want, func(t *Together) { results, failed = c.LookupIn(t, ids) })
-	if err = cmp.Or(err, failed); err != nil {
+	err = cmp.Or(err, failed)
+	endSpan(span, err)
+	if err != nil {
 		return make([]Result[V], len(ids)), err
 	}
 	for i := range results {

@@ -134,7 +134,7 @@ func (l *L2) shardOf(ctx context.Context, old *topology, r slotRange) *shard {
 			return s
 		}
 	}
-	s := newShard(r.id, r.primary, &l.config)
+	s := newShard(r.id, r.primary, &l.config, l.spans)
 	ctx, s.cancel = context.WithCancel(ctx)
 	l.running.Go(func() { s.run(ctx) })
 	return s

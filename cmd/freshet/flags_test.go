@@ -29,8 +29,8 @@ func TestUsageErrors(t *testing.T) {
 		{"up --rate 100 --for 10s --kill nats --at 5s", []string{"--at: 5s", "10s"}},
 		{"serve", []string{"--postgres: is empty"}},
 		{
-			"serve --postgres x --app A --listen x --redis y --nats z --budget -1s --max-stale 999h --drain-delay 1h",
-			[]string{"--app:", "--listen:", "--redis:", "--nats:", "--budget:", "--max-stale:", "--drain-delay:"},
+			"serve --postgres x --app A --listen x --redis y --nats z --budget -1s --max-stale 999h --drain-delay 1h --trace-endpoint x --trace-sample 2",
+			[]string{"--app:", "--listen:", "--redis:", "--nats:", "--budget:", "--max-stale:", "--drain-delay:", "--trace-endpoint:", "--trace-sample:"},
 		},
 		{"migrate --products -1", []string{"--postgres: missing", "--products: -1"}},
 		{"migrate --postgres x --products 5", []string{"--shop"}},
@@ -125,7 +125,7 @@ func TestPercent(t *testing.T) {
 }
 
 func TestFlagOf(t *testing.T) {
-	for field, want := range map[string]string{"ID": "id", "NATS": "nats", "MaxStale": "max-stale", "Listen": "listen", "DrainDelay": "drain-delay"} {
+	for field, want := range map[string]string{"ID": "id", "NATS": "nats", "MaxStale": "max-stale", "Listen": "listen", "DrainDelay": "drain-delay", "Trace.Sample": "trace-sample"} {
 		if got := flagOf(field); got != want {
 			t.Errorf("%s is --%s, want --%s", field, got, want)
 		}

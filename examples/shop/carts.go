@@ -9,6 +9,7 @@ import (
 	"regexp"
 
 	"github.com/freshet-cache/freshet/node"
+	"github.com/freshet-cache/freshet/node/nodehttp"
 )
 
 // Cart is what somebody is about to buy. It is read and written whole.
@@ -61,11 +62,11 @@ func (a *API) getCart(w http.ResponseWriter, r *http.Request, s session) error {
 	if err != nil {
 		return err
 	}
-	entry, err := a.carts.Lookup(r.Context(), id, s.options...)
-	return answer(a, w, r, s, entry, err, "cart:"+id)
+	entry, err := a.carts.Lookup(r.Context(), id, s.Options()...)
+	return answer(a, w, r, entry, err, "cart:"+id)
 }
 
-func (a *API) putCart(w http.ResponseWriter, r *http.Request, s session) error {
+func (a *API) putCart(w http.ResponseWriter, r *http.Request, _ session) error {
 	id, err := identifyCart(r)
 	if err != nil {
 		return err
@@ -89,10 +90,10 @@ func (a *API) putCart(w http.ResponseWriter, r *http.Request, s session) error {
 	if err != nil {
 		return a.notPut(err)
 	}
-	return a.send(w, a.accept(w, s, token, http.StatusOK), cart)
+	return a.send(w, a.accept(w, r, token, http.StatusOK), cart)
 }
 
-func (a *API) deleteCart(w http.ResponseWriter, r *http.Request, s session) error {
+func (a *API) deleteCart(w http.ResponseWriter, r *http.Request, _ session) error {
 	id, err := identifyCart(r)
 	if err != nil {
 		return err
@@ -105,13 +106,13 @@ func (a *API) deleteCart(w http.ResponseWriter, r *http.Request, s session) erro
 	if err != nil {
 		return a.notPut(err)
 	}
-	w.WriteHeader(a.accept(w, s, token, http.StatusNoContent))
+	w.WriteHeader(a.accept(w, r, token, http.StatusNoContent))
 	return nil
 }
 
 // accept says in the headers that a cart was taken, and in the status whether it has yet to get to Postgres.
-func (a *API) accept(w http.ResponseWriter, s session, token node.Token, written int) (status int) {
-	s.carry(w.Header(), token)
+func (a *API) accept(w http.ResponseWriter, r *http.Request, token node.Token, written int) (status int) {
+	nodehttp.NoteToken(r.Context(), token)
 	w.Header().Set("Cache-Control", "no-store")
 	if !a.writeBehind {
 		return written

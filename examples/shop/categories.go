@@ -9,6 +9,7 @@ import (
 
 	"github.com/freshet-cache/freshet/cluster"
 	"github.com/freshet-cache/freshet/node"
+	"github.com/freshet-cache/freshet/node/nodehttp"
 )
 
 // renameGrace is for how long the list of all categories may show a category as it was: it is on every page of the
@@ -45,8 +46,8 @@ func (a *API) listCategories(w http.ResponseWriter, r *http.Request, s session) 
 	if faults := noParameters(r.URL.RawQuery); faults != nil {
 		return badRequest(faults)
 	}
-	entry, err := a.categoryPage.Lookup(r.Context(), cluster.Params{}, s.options...)
-	return answer(a, w, r, s, entry, err, "category")
+	entry, err := a.categoryPage.Lookup(r.Context(), cluster.Params{}, s.Options()...)
+	return answer(a, w, r, entry, err, "category")
 }
 
 func (a *API) getCategory(w http.ResponseWriter, r *http.Request, s session) error {
@@ -54,12 +55,12 @@ func (a *API) getCategory(w http.ResponseWriter, r *http.Request, s session) err
 	if err != nil {
 		return err
 	}
-	entry, err := a.categories.Lookup(r.Context(), id, s.options...)
-	return answer(a, w, r, s, entry, err, "category:"+id)
+	entry, err := a.categories.Lookup(r.Context(), id, s.Options()...)
+	return answer(a, w, r, entry, err, "category:"+id)
 }
 
 // putCategory writes a category through: the answer is what Postgres has, and it is cached already.
-func (a *API) putCategory(w http.ResponseWriter, r *http.Request, s session) error {
+func (a *API) putCategory(w http.ResponseWriter, r *http.Request, _ session) error {
 	id, err := identify(r)
 	if err != nil {
 		return err
@@ -79,13 +80,13 @@ func (a *API) putCategory(w http.ResponseWriter, r *http.Request, s session) err
 	if err != nil {
 		return err
 	}
-	s.carry(w.Header(), entry.Token)
+	nodehttp.NoteToken(r.Context(), entry.Token)
 	w.Header().Set("Cache-Control", "no-store")
 	if entry.Tier == 0 { // written, and not read back
 		w.WriteHeader(http.StatusNoContent)
 		return nil
 	}
-	w.Header().Set("ETag", entityTag(entry.Version))
+	w.Header().Set("ETag", nodehttp.ETag(entry.Version))
 	return a.send(w, http.StatusOK, entry.Value)
 }
 
@@ -108,7 +109,7 @@ func (a *API) viewCategory(w http.ResponseWriter, r *http.Request, s session) er
 		}
 		view.Products, err = a.productPages.In(snapshot, filter)
 		return err
-	}, s.options...)
+	}, s.Options()...)
 	entry := node.Entry[CategoryView]{Value: view, Fresh: true, Age: moment.Age, Token: moment.Token, Version: versionOf(view)}
-	return answer(a, w, r, s, entry, err, listTags(filter)...)
+	return answer(a, w, r, entry, err, listTags(filter)...)
 }

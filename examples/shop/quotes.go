@@ -29,11 +29,11 @@ func (a *API) getQuote(w http.ResponseWriter, r *http.Request, s session) error 
 	if faults != nil {
 		return badRequest(faults)
 	}
-	entries, err := a.products.GetMany(r.Context(), ids, append(s.options, node.Consistent())...)
+	entries, err := a.products.GetMany(r.Context(), ids, append(s.Options(), node.Consistent())...)
 	if err != nil {
 		return err
 	}
-	entry := node.Entry[Quote]{Fresh: true, Token: s.token}
+	entry := node.Entry[Quote]{Fresh: true, Token: s.Token()}
 	keys := make([]string, len(ids))
 	for i, id := range ids {
 		e, there := entries[id]
@@ -56,7 +56,7 @@ func (a *API) getQuote(w http.ResponseWriter, r *http.Request, s session) error 
 		return p
 	}
 	entry.Version = versionOf(entry.Value)
-	return answer(a, w, r, s, entry, nil, keys...)
+	return answer(a, w, r, entry, nil, keys...)
 }
 
 // parseQuote reads the ids of the products, each once.

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/freshet-cache/freshet/node"
+	"github.com/freshet-cache/freshet/node/nodehttp"
 )
 
 // Sale is a lower price of a product for a time. A product has one: a new one takes the place of the one before.
@@ -22,7 +23,7 @@ const (
 	maxSale      = 60 * 24 * time.Hour
 )
 
-func (a *API) putSale(w http.ResponseWriter, r *http.Request, s session) error {
+func (a *API) putSale(w http.ResponseWriter, r *http.Request, _ session) error {
 	id, err := identify(r)
 	if err != nil {
 		return err
@@ -64,7 +65,7 @@ func (a *API) putSale(w http.ResponseWriter, r *http.Request, s session) error {
 	if err != nil {
 		return err
 	}
-	s.carry(w.Header(), token)
+	nodehttp.NoteToken(r.Context(), token)
 	w.Header().Set("Cache-Control", "no-store")
 	return a.send(w, http.StatusOK, sale)
 }

@@ -45,7 +45,7 @@ func (a *API) serve(methods map[string]handler) http.Handler {
 				"This path takes "+allow+".").with("Allow", allow))
 			return
 		}
-		s, faults := readSession(r.Header)
+		s, faults := readSession(r)
 		if faults != nil {
 			a.fail(w, r, badRequest(faults))
 			return
@@ -73,7 +73,7 @@ func (a *API) fail(w http.ResponseWriter, r *http.Request, p *problem) {
 			level = slog.LevelError
 		}
 		a.log.LogAttrs(r.Context(), level, "shop: request failed", slog.String("method", r.Method),
-			slog.String("path", shorten(r.URL.Path)), slog.Int("status", p.Status), slog.String("error", p.Error()))
+			slog.String("route", r.Pattern), slog.Int("status", p.Status), slog.String("error", p.Error()))
 	}
 	p.write(w)
 }

@@ -9,8 +9,12 @@ import (
 	"sync"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+	"go.opentelemetry.io/otel/trace"
+
 	"github.com/freshet-cache/freshet/cluster"
 	"github.com/freshet-cache/freshet/node"
+	"github.com/freshet-cache/freshet/node/nodehttp"
 )
 
 // Options are what New can be told beside the node. The zero value is good.
@@ -21,6 +25,9 @@ type Options struct {
 	// WriteBehind: carts are written behind, by NATS JetStream, which the node must have; else through.
 	WriteBehind bool
 	Logger      *slog.Logger // for requests that fail by the service's fault; nil = slog.Default()
+	// Registry and Tracer get the metrics and the spans of requests; nil = none.
+	Registry prometheus.Registerer
+	Tracer   trace.TracerProvider
 }
 
 func (o Options) timeout() time.Duration { return cmp.Or(o.Timeout, 10*time.Second) }
@@ -49,6 +56,7 @@ type API struct {
 	timeout     time.Duration
 	writeBehind bool
 	log         *slog.Logger
+	http        *nodehttp.Middleware
 	buffers     sync.Pool // of *bytes.Buffer, for the bodies of answers
 
 	products     *node.Cache[Product]
@@ -70,6 +78,10 @@ func New(n *node.Node, o Options) (*API, error) {
 		return nil, fmt.Errorf("shop: %w", err)
 	}
 	a := &API{node: n, timeout: o.timeout(), writeBehind: o.WriteBehind, log: o.logger()}
+	var err error
+	if a.http, err = nodehttp.New(nodehttp.Config{Registry: o.Registry, Tracer: o.Tracer, Budget: true}); err != nil {
+		return nil, fmt.Errorf("shop: %w", err)
+	}
 	refresh := node.Refresh{Ahead: 0.8, Beta: 1}
 	var errs [6]error
 	var warm warmUps
@@ -138,7 +150,7 @@ func (a *API) Handler() http.Handler {
 		mux.Handle(r.path, a.serve(r.methods))
 	}
 	mux.Handle("/", a.serve(nil))
-	return mux
+	return a.http.Handler(mux)
 }
 
 func (a *API) listProducts(w http.ResponseWriter, r *http.Request, s session) error {
@@ -146,8 +158,8 @@ func (a *API) listProducts(w http.ResponseWriter, r *http.Request, s session) er
 	if faults != nil {
 		return badRequest(faults)
 	}
-	entry, err := a.productPages.Lookup(r.Context(), filter, s.options...)
-	return answer(a, w, r, s, entry, err, listTags(filter)...)
+	entry, err := a.productPages.Lookup(r.Context(), filter, s.Options()...)
+	return answer(a, w, r, entry, err, listTags(filter)...)
 }
 
 func (a *API) countProducts(w http.ResponseWriter, r *http.Request, s session) error {
@@ -155,8 +167,8 @@ func (a *API) countProducts(w http.ResponseWriter, r *http.Request, s session) e
 	if faults != nil {
 		return badRequest(faults)
 	}
-	entry, err := a.productCount.Lookup(r.Context(), filter, s.options...)
-	return answer(a, w, r, s, entry, err, countTags(filter)...)
+	entry, err := a.productCount.Lookup(r.Context(), filter, s.Options()...)
+	return answer(a, w, r, entry, err, countTags(filter)...)
 }
 
 func (a *API) getProduct(w http.ResponseWriter, r *http.Request, s session) error {
@@ -164,8 +176,8 @@ func (a *API) getProduct(w http.ResponseWriter, r *http.Request, s session) erro
 	if err != nil {
 		return err
 	}
-	entry, err := a.products.Lookup(r.Context(), id, s.options...)
-	return answer(a, w, r, s, entry, err, "product:"+id)
+	entry, err := a.products.Lookup(r.Context(), id, s.Options()...)
+	return answer(a, w, r, entry, err, "product:"+id)
 }
 
 // identify reads the request for one thing: the id in its path, and no parameters.
@@ -179,11 +191,11 @@ func identify(r *http.Request) (id string, err error) {
 
 // answer sends the entry of a read, or that it has not changed, or that there is none. The keys name what the
 // answer depends on.
-func answer[V any](a *API, w http.ResponseWriter, r *http.Request, s session, entry node.Entry[V], err error, keys ...string) error {
+func answer[V any](a *API, w http.ResponseWriter, r *http.Request, entry node.Entry[V], err error, keys ...string) error {
 	if err != nil && !errors.Is(err, node.ErrNotFound) {
 		return err
 	}
-	label(w.Header(), s, entry, keys)
+	label(w, r, entry, keys)
 	if err != nil {
 		return notFound("There is nothing with this id.")
 	}
@@ -191,16 +203,16 @@ func answer[V any](a *API, w http.ResponseWriter, r *http.Request, s session, en
 	if entry.Pending { // it has no version yet
 		return a.send(w, http.StatusOK, entry.Value)
 	}
-	tag := entityTag(entry.Version)
+	tag := nodehttp.ETag(entry.Version)
 	w.Header().Set("ETag", tag)
-	if list, ok := parseTagList(r.Header.Values("If-None-Match")); ok && list.matchesWeakly(tag) {
+	if nodehttp.NotModified(r, tag) {
 		w.WriteHeader(http.StatusNotModified)
 		return nil
 	}
 	return a.send(w, http.StatusOK, entry.Value)
 }
 
-func (a *API) createProduct(w http.ResponseWriter, r *http.Request, s session) error {
+func (a *API) createProduct(w http.ResponseWriter, r *http.Request, _ session) error {
 	if faults := noParameters(r.URL.RawQuery); faults != nil {
 		return badRequest(faults)
 	}
@@ -220,7 +232,7 @@ func (a *API) createProduct(w http.ResponseWriter, r *http.Request, s session) e
 		return err
 	}
 	w.Header().Set("Location", fmt.Sprintf("/products/%d", product.ID))
-	return a.answerWrite(w, r, s, http.StatusCreated, product, token)
+	return a.answerWrite(w, r, http.StatusCreated, product, token)
 }
 
 func (a *API) patchProduct(w http.ResponseWriter, r *http.Request, s session) error {
@@ -259,7 +271,7 @@ func (a *API) patchProduct(w http.ResponseWriter, r *http.Request, s session) er
 	if err != nil {
 		return err
 	}
-	return a.answerWrite(w, r, s, http.StatusOK, product, token)
+	return a.answerWrite(w, r, http.StatusOK, product, token)
 }
 
 func (a *API) deleteProduct(w http.ResponseWriter, r *http.Request, s session) error {
@@ -281,7 +293,7 @@ func (a *API) deleteProduct(w http.ResponseWriter, r *http.Request, s session) e
 	if err != nil {
 		return err
 	}
-	s.carry(w.Header(), token)
+	nodehttp.NoteToken(r.Context(), token)
 	w.Header().Set("Cache-Control", "no-store")
 	w.WriteHeader(http.StatusNoContent)
 	return nil
@@ -294,21 +306,21 @@ func (a *API) precondition(r *http.Request, s session, id string) (revision int6
 	if len(lines) == 0 {
 		return 0, nil
 	}
-	list, ok := parseTagList(lines)
+	list, ok := nodehttp.ParseETags(lines)
 	if !ok {
 		return 0, badRequest([]fault{{Header: "If-Match", Detail: `want * or a list of ETags such as "0123456789abcdef"`}})
 	}
-	entry, err := a.products.Lookup(r.Context(), id, node.Within(0), node.AtLeast(s.token))
+	entry, err := a.products.Lookup(r.Context(), id, node.Within(0), node.AtLeast(s.Token()))
 	if errors.Is(err, node.ErrNotFound) {
 		return 0, notFound("There is nothing with this id.")
 	}
 	if err != nil {
 		return 0, err
 	}
-	if !list.matchesStrongly(entityTag(entry.Version)) {
+	if !list.MatchStrongly(nodehttp.ETag(entry.Version)) {
 		return 0, preconditionFailed()
 	}
-	if list.any {
+	if list.Any {
 		return 0, nil
 	}
 	return entry.Value.Revision, nil
@@ -316,12 +328,12 @@ func (a *API) precondition(r *http.Request, s session, id string) (revision int6
 
 // answerWrite sends the product as the transaction left it. Reading it back gives its ETag and fills the cache;
 // when that fails, or somebody has changed the product since, the write has succeeded all the same.
-func (a *API) answerWrite(w http.ResponseWriter, r *http.Request, s session, status int, product Product, token node.Token) error {
-	s.carry(w.Header(), token)
+func (a *API) answerWrite(w http.ResponseWriter, r *http.Request, status int, product Product, token node.Token) error {
+	nodehttp.NoteToken(r.Context(), token)
 	w.Header().Set("Cache-Control", "no-store")
 	entry, err := a.products.Lookup(r.Context(), fmt.Sprint(product.ID), node.AtLeast(token))
 	if err == nil && entry.Value.Revision == product.Revision {
-		w.Header().Set("ETag", entityTag(entry.Version))
+		w.Header().Set("ETag", nodehttp.ETag(entry.Version))
 	}
 	return a.send(w, status, product)
 }

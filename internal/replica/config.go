@@ -57,14 +57,6 @@ type AdminTLS struct {
 	ClientCAFile string
 }
 
-// Trace says where spans are sent.
-type Trace struct {
-	// Endpoint is the URL of an OTLP collector, such as http://collector:4318; "" = none.
-	Endpoint string
-	// Sample is the part of traces that are kept, 0 to 1, of those that no caller has decided on.
-	Sample float64
-}
-
 func (c Config) id() string {
 	if c.Node.ID != "" {
 		return c.Node.ID
@@ -104,7 +96,7 @@ func (c *Config) Declare(s *nodeconfig.Settings) {
 		nodeconfig.OneOf(&c.LogLevel, []string{"debug", "info", "warn", "error"}, []slog.Level{slog.LevelDebug, slog.LevelInfo, slog.LevelWarn, slog.LevelError}).Default("info"))
 	s.Add("log.format", "How it is written.", nodeconfig.OneOf(&c.LogFormat, []string{"text", "json"}, []string{"text", "json"}).Without("text on a terminal, json elsewhere"))
 	s.Add("trace.endpoint", "URL of an OTLP collector over HTTP that spans are sent to, such as http://collector:4318; without, there are none.", nodeconfig.URL(&c.Trace.Endpoint))
-	s.Add("trace.sample", "Part of the traces that are kept, of those on which no caller has decided.", nodeconfig.Number(&c.Trace.Sample, 0, 1).Default("0"))
+	s.Add("trace.sample", "Part of the traces that are kept, of those on which no caller has decided.", nodeconfig.Number(&c.Trace.Sample, 1e-6, 1).Default("1"))
 	s.Check(func() error { return c.validate() })
 }
 
@@ -134,9 +126,12 @@ func (c Config) validate() error {
 		wrong("admin.tls.client_ca_file", "given without admin.tls.cert_file")
 	}
 	if c.Trace.Endpoint != "" {
-		if u, err := url.Parse(c.Trace.Endpoint); err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
-			wrong("trace.endpoint", "not a URL; want http://host:4318 or https://host:4318")
+		if _, err := c.Trace.target(); err != nil {
+			wrong("trace.endpoint", "%v", err)
 		}
+	}
+	if !(c.Trace.Sample >= 0 && c.Trace.Sample <= 1) {
+		wrong("trace.sample", "%v; want above 0 up to 1, the part of the traces, or 0 for all", c.Trace.Sample)
 	}
 	for _, text := range c.Node.NATS.URLs {
 		if u, err := url.Parse(text); err != nil || u.Host == "" || !(u.Scheme == "nats" || u.Scheme == "tls") {

@@ -9,5 +9,5 @@
 //
 // A drain, begun by the end of [Replica.Run]'s context, is: /readyz 503; wait DrainDelay, so that
 // load balancers notice; stop accepting, finish requests within DrainTimeout; close the node, which
-// publishes what it still has to; close the admin port.
+// publishes what it still has to; send the last spans; close the admin port.
 package replica

@@ -30,6 +30,7 @@ type Replica struct {
 	api, admin                 *http.Server
 
 	seen    *admin.API                // what the admin port serves
+	traces  *tracer                   // nil = none
 	node    atomic.Pointer[node.Node] // nil until it is open
 	started atomic.Bool
 }
@@ -100,13 +101,21 @@ func (r *Replica) Run(ctx context.Context) error {
 
 // open opens the node and builds the shop on it.
 func (r *Replica) open(ctx context.Context) error {
-	n, err := node.Open(ctx, r.config.node(r.id, r.API(), r.log, r.registry))
+	options := shop.Options{Logger: r.log, WarmUp: true, WriteBehind: len(r.config.Node.NATS.URLs) > 0, Registry: r.registry}
+	c := r.config.node(r.id, r.API(), r.log, r.registry)
+	if r.config.Trace.Endpoint != "" {
+		var err error
+		if r.traces, err = startTracer(ctx, r.config.Trace, r.config.Node.App, r.id, r.log); err != nil {
+			return err
+		}
+		c.Tracer, options.Tracer = r.traces, r.traces
+	}
+	n, err := node.Open(ctx, c)
 	if err != nil {
 		return err
 	}
 	r.node.Store(n)
 	r.seen.Use(n)
-	options := shop.Options{Logger: r.log, WarmUp: true, WriteBehind: len(r.config.Node.NATS.URLs) > 0}
 	api, err := shop.New(n, options) //nolint:contextcheck // what a cache starts lives as long as its node
 	if err != nil {
 		return err
@@ -154,6 +163,9 @@ func (r *Replica) stop(ctx context.Context) error {
 	}
 	if n := r.node.Load(); n != nil {
 		errs = append(errs, n.Close())
+	}
+	if r.traces != nil {
+		r.traces.stop(ctx)
 	}
 	errs = append(errs, shutdown(ctx, "admin", r.admin, time.Second))
 	r.log.Info("replica stopped", "took", time.Since(began))
