@@ -20,7 +20,7 @@ func benchmark(b *testing.B, name string, s side) {
 }
 
 func BenchmarkL1Hit(b *testing.B) {
-	inner, err := openL1(b.Context(), open(b))
+	inner, err := openL1(b.Context(), open(b), nil)
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/hashicorp/golang-lru/v2/simplelru"
+	"github.com/prometheus/client_golang/prometheus"
+	"go.opentelemetry.io/otel/sdk/trace"
 
 	"github.com/freshet-cache/freshet/node"
 )
@@ -26,8 +28,8 @@ type l1 struct {
 // hot is how many products the L1 experiments read.
 const hot = 1000
 
-func openL1(ctx context.Context, s *site) (*l1, error) {
-	r, err := s.open(ctx, nil)
+func openL1(ctx context.Context, s *site, change func(*node.Config, *node.CacheConfig[Product])) (*l1, error) {
+	r, err := s.open(ctx, change)
 	if err != nil {
 		return nil, err
 	}
@@ -121,7 +123,7 @@ func l1Allocations(ctx context.Context, l *lab) (n number, err error) {
 		return n, err
 	}
 	defer func() { err = errors.Join(err, s.close()) }()
-	inner, err := openL1(ctx, s)
+	inner, err := openL1(ctx, s, nil)
 	if err != nil {
 		return n, err
 	}
@@ -153,11 +155,39 @@ func (l *lab) compareL1(ctx context.Context, slice time.Duration, sides func(*l1
 		return n, err
 	}
 	defer func() { err = errors.Join(err, s.close()) }()
-	inner, err := openL1(ctx, s)
+	inner, err := openL1(ctx, s, nil)
 	if err != nil {
 		return n, err
 	}
 	ours, bare := sides(inner)
 	c, err := compare(ctx, ours, bare, slice, l.length)
 	return c.number(), err
+}
+
+// l1Telemetry compares hits of a node that tells all it can, scraped and traced, with those of one that tells nothing,
+// by turns. They are different caches in memory, which alone may make some nanoseconds of difference.
+func l1Telemetry(ctx context.Context, l *lab) (n number, err error) {
+	s, err := l.open(ctx)
+	if err != nil {
+		return n, err
+	}
+	defer func() { err = errors.Join(err, s.close()) }()
+	registry := prometheus.NewRegistry()
+	provider := trace.NewTracerProvider(trace.WithSampler(trace.AlwaysSample()))
+	defer func() { err = errors.Join(err, provider.Shutdown(context.WithoutCancel(ctx))) }()
+	told, err := openL1(ctx, s, func(c *node.Config, _ *node.CacheConfig[Product]) { c.Registry, c.Tracer = registry, provider })
+	if err != nil {
+		return n, err
+	}
+	untold, err := openL1(ctx, s, nil)
+	if err != nil {
+		return n, err
+	}
+	under, span := provider.Tracer("bench").Start(ctx, "reader")
+	defer span.End()
+	if _, err := registry.Gather(); err != nil {
+		return n, err
+	}
+	c, err := compare(ctx, told.ours(under, 1), untold.ours(ctx, 1), l1Slice, l.length)
+	return number{Value: c.more, Detail: c.number().Detail}, err
 }

@@ -34,7 +34,7 @@ func open(tb testing.TB) *site {
 // The numbers that hold on any machine, however busy, are tests as well.
 
 func TestI7_AHitInL1AllocatesNothing(t *testing.T) {
-	inner, err := openL1(t.Context(), open(t))
+	inner, err := openL1(t.Context(), open(t), nil)
 	if err != nil {
 		t.Fatal(err)
 	}

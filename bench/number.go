@@ -26,6 +26,7 @@ func experiments() []experiment {
 		{"l1-allocations", "allocations of an L1 hit through Cache.Get", 0, "per read", l1Allocations},
 		{"l1-hit", "L1 hit through Cache.Get / hit in a bare sharded simplelru", 2.5, "x", l1Hit},
 		{"l1-two", "L1 hit with two goroutines / with one, time per read", 1, "x", l1Two},
+		{"l1-telemetry", "L1 hit with metrics and spans of everything, less one without", 5, "ns", l1Telemetry},
 		{"l2-hit", "L2 hit through Cache.Lookup / bare rueidis GET and decoding", 1.3, "x", l2Hit},
 		{"barrier-alone", "Tracker.Barrier / bare prepared select 1", 3, "x", barrierAlone},
 		{"barrier-read", "Lookup Within(0) of an entry in L1 / bare prepared select 1", 3, "x", barrierRead},
