@@ -37,7 +37,7 @@ type sample struct{ collector }
 func (sample) Collect(out chan<- prometheus.Metric) {
 	one := NamespaceStats{Generation: cluster.FirstGeneration().String(), WarmUps: make([]WarmUpStats, 1)}
 	collect(measured{
-		Stats:  Stats{Namespaces: []NamespaceStats{one}, Shards: make([]ShardStats, 1), WatchDrift: make([]DriftStats, 1)},
+		Stats:  Stats{HasNATS: true, Namespaces: []NamespaceStats{one}, Shards: make([]ShardStats, 1), WatchDrift: make([]DriftStats, 1)},
 		caches: make([]tiers.Stats, 1), shards: make([]tiers.ShardState, 1),
 	}, out)
 }
@@ -198,6 +198,13 @@ func collect(m measured, out chan<- prometheus.Metric) {
 	counter(hints, s.HintsReceived, "heard")
 	counter(hints, s.HintGaps, "missed")
 	counter(hints, s.HintsRefused, "refused")
+	if s.HasNATS {
+		connected := 0.0
+		if s.Connected {
+			connected = 1
+		}
+		gauge(describe("nats_connected", "1 while the node, which was given NATS, is connected to it."), connected)
+	}
 	gauge(describe("members", "Replicas in the membership view."), float64(len(s.Members)))
 
 	gauge(describe("watch_age_seconds", "How long ago the watches of tables were checked."), s.WatchAge)

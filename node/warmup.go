@@ -301,7 +301,7 @@ func (r *warmRun) from(ctx context.Context, source int) {
 func (r *warmRun) ids(ctx context.Context, source int) (ids []string, err error) {
 	defer func() {
 		if p := recover(); p != nil {
-			r.node.log.Error("node: a source of ids panicked", "namespace", r.name.namespace, "panic", tiers.LoggablePanic(p), "stack", string(debug.Stack()))
+			r.node.log.Error("node: a source of ids panicked", "namespace", r.name.namespace, "panic", fmt.Sprintf("%T", p), "stack", string(debug.Stack()))
 			err = fmt.Errorf("it panicked: %v", p)
 		}
 	}()

@@ -78,8 +78,8 @@ func Loggable(err error) string {
 	return fmt.Sprintf("%v: %T", class, err)
 }
 
-// LoggablePanic is [Loggable] for what the application's code panicked with. Errors of the Go runtime are told.
-func LoggablePanic(p any) string {
+// loggablePanic is [Loggable] for what the application's code panicked with. Errors of the Go runtime are told.
+func loggablePanic(p any) string {
 	if err, ok := p.(runtime.Error); ok {
 		return err.Error()
 	}

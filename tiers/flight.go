@@ -107,7 +107,7 @@ func (c *Cache[V]) nearL2(ctx context.Context, f *flight[V]) (landed bool) {
 	}
 	defer func() {
 		if p := recover(); p != nil { // the decoding of the application's type
-			c.Logger.Error("tiers: a load panicked", "namespace", c.config.Namespace, "panic", LoggablePanic(p), "stack", string(debug.Stack()))
+			c.Logger.Error("tiers: a load panicked", "namespace", c.config.Namespace, "panic", loggablePanic(p), "stack", string(debug.Stack()))
 			c.land(f, nil, fmt.Errorf("the load panicked: %v", p))
 			landed = true
 		}
@@ -209,7 +209,7 @@ func (c *Cache[V]) depart(from context.Context, batch []*flight[V], course func(
 			// What the application gave us to call (Tags, the encoding of its type) may panic, like a source.
 			broken := errors.New("the flight broke off")
 			if p := recover(); p != nil {
-				c.Logger.Error("tiers: a load panicked", "namespace", c.config.Namespace, "panic", LoggablePanic(p), "stack", string(debug.Stack()))
+				c.Logger.Error("tiers: a load panicked", "namespace", c.config.Namespace, "panic", loggablePanic(p), "stack", string(debug.Stack()))
 				broken = fmt.Errorf("the load panicked: %v", p)
 			}
 			stop()
@@ -555,7 +555,7 @@ func (c *Cache[V]) ask(ctx context.Context, ids []string) (began loadStart, load
 	}()
 	defer func() {
 		if p := recover(); p != nil {
-			c.Logger.Error("tiers: the source panicked", "namespace", c.config.Namespace, "panic", LoggablePanic(p), "stack", string(debug.Stack()))
+			c.Logger.Error("tiers: the source panicked", "namespace", c.config.Namespace, "panic", loggablePanic(p), "stack", string(debug.Stack()))
 			err = fmt.Errorf("the source panicked: %v", p)
 		}
 	}()

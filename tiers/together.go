@@ -391,7 +391,7 @@ func (f *found[V]) loadIn(t *Together, source TransactionSource[V]) (err error) 
 	c := f.cache
 	defer func() {
 		if p := recover(); p != nil {
-			c.Logger.Error("tiers: a load panicked", "namespace", c.config.Namespace, "panic", LoggablePanic(p), "stack", string(debug.Stack()))
+			c.Logger.Error("tiers: a load panicked", "namespace", c.config.Namespace, "panic", loggablePanic(p), "stack", string(debug.Stack()))
 			err = fmt.Errorf("the load panicked: %v", p)
 		}
 	}()

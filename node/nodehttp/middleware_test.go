@@ -236,12 +236,12 @@ func TestWriterCanAll(t *testing.T) {
 	if body, err := bufio.NewReader(resp.Body).ReadString(0); body != "late" || !errors.Is(err, io.EOF) {
 		t.Errorf("read %q, %v", body, err)
 	}
-	resp.Body.Close()
+	_ = resp.Body.Close()
 	resp = get(t.Context(), "/hijack")
 	if resp.StatusCode != http.StatusSwitchingProtocols {
 		t.Errorf("got %d", resp.StatusCode)
 	}
-	resp.Body.Close()
+	_ = resp.Body.Close()
 }
 
 func TestETags(t *testing.T) {

@@ -70,8 +70,16 @@ func (s *site) api(r *replica) *httptest.Server {
 	return server
 }
 
-// call sends a request and returns its answer, with its body as text.
-func (s *site) call(client *http.Client, method, url string, headers ...string) (*http.Response, string) {
+// reply is what a request got.
+type reply struct {
+	status  int
+	header  http.Header
+	body    string
+	cookies []*http.Cookie
+}
+
+// call sends a request.
+func (s *site) call(client *http.Client, method, url string, headers ...string) reply {
 	s.t.Helper()
 	req, err := http.NewRequestWithContext(s.t.Context(), method, url, nil)
 	if err != nil {
@@ -89,7 +97,7 @@ func (s *site) call(client *http.Client, method, url string, headers ...string) 
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	return resp, string(body)
+	return reply{resp.StatusCode, resp.Header, string(body), resp.Cookies()}
 }
 
 // Row 25: the middleware of a user's own API says where each answer came from because it knows, whether Postgres is
@@ -119,26 +127,26 @@ func TestRow25Middleware(t *testing.T) {
 		if want.tier == "l2" {
 			s.until("the fill is in L2", func() bool { return replicas[0].Stats().Namespaces[0].Fills > 0 })
 		}
-		resp, body := s.call(plain, "GET", want.url+path)
-		h := resp.Header
-		if resp.StatusCode != http.StatusOK || !strings.Contains(body, "name 1") || h.Get("Freshet-Tier") != want.tier ||
+		resp := s.call(plain, "GET", want.url+path)
+		h := resp.header
+		if resp.status != http.StatusOK || !strings.Contains(resp.body, "name 1") || h.Get("Freshet-Tier") != want.tier ||
 			!regexp.MustCompile("^"+want.status+"$").MatchString(h.Get("Cache-Status")) {
-			t.Errorf("%d %s with %v; want tier %s, %s", resp.StatusCode, body, h, want.tier, want.status)
+			t.Errorf("%d %s with %v; want tier %s, %s", resp.status, resp.body, h, want.tier, want.status)
 		}
-		if h.Get("Freshet-Fresh") != "fresh" || h.Get("Age") != "0" || h.Get("Freshet-Token") == "" || len(resp.Cookies()) != 1 {
+		if h.Get("Freshet-Fresh") != "fresh" || h.Get("Age") != "0" || h.Get("Freshet-Token") == "" || len(resp.cookies) != 1 {
 			t.Errorf("labels of an answer from %s: %v", want.tier, h)
 		}
-		if again, _ := s.call(plain, "GET", want.url+path, "If-None-Match", h.Get("ETag")); again.StatusCode != http.StatusNotModified || again.Header.Get("Cache-Status") == "" {
-			t.Errorf("with If-None-Match: %d, %v", again.StatusCode, again.Header)
+		if again := s.call(plain, "GET", want.url+path, "If-None-Match", h.Get("ETag")); again.status != http.StatusNotModified || again.header.Get("Cache-Status") == "" {
+			t.Errorf("with If-None-Match: %d, %v", again.status, again.header)
 		}
 	}
-	if resp, _ := s.call(plain, "GET", urls[0]+"/things/none"); resp.StatusCode != http.StatusNotFound || resp.Header.Get("Freshet-Fresh") != "fresh" {
-		t.Errorf("of what is not there: %d, %v", resp.StatusCode, resp.Header)
+	if resp := s.call(plain, "GET", urls[0]+"/things/none"); resp.status != http.StatusNotFound || resp.header.Get("Freshet-Fresh") != "fresh" {
+		t.Errorf("of what is not there: %d, %v", resp.status, resp.header)
 	}
 	for _, header := range []string{nodehttp.TokenHeader, nodehttp.BudgetHeader} {
-		resp, body := s.call(plain, "GET", urls[0]+path, header, "nonsense")
-		if resp.StatusCode != http.StatusBadRequest || !strings.Contains(body, header) || resp.Header.Get("Cache-Status") != "" {
-			t.Errorf("with a bad %s: %d %s, %v", header, resp.StatusCode, body, resp.Header)
+		resp := s.call(plain, "GET", urls[0]+path, header, "nonsense")
+		if resp.status != http.StatusBadRequest || !strings.Contains(resp.body, header) || resp.header.Get("Cache-Status") != "" {
+			t.Errorf("with a bad %s: %d %s, %v", header, resp.status, resp.body, resp.header)
 		}
 	}
 
@@ -155,12 +163,12 @@ func TestRow25Middleware(t *testing.T) {
 			client = browser
 		}
 		s.call(client, "GET", urls[(round+1)%2]+path) // so that it is in L1 there, as it was
-		resp, _ := s.call(client, "PUT", urls[round%2]+path+"/"+name)
+		resp := s.call(client, "PUT", urls[round%2]+path+"/"+name)
 		if client == plain {
-			headers = []string{nodehttp.TokenHeader, resp.Header.Get(nodehttp.TokenHeader)}
+			headers = []string{nodehttp.TokenHeader, resp.header.Get(nodehttp.TokenHeader)}
 		}
-		if resp, body := s.call(client, "GET", urls[(round+1)%2]+path, headers...); !strings.Contains(body, name) {
-			t.Errorf("round %d: the session wrote %s and reads %s, %v", round, name, body, resp.Header)
+		if resp := s.call(client, "GET", urls[(round+1)%2]+path, headers...); !strings.Contains(resp.body, name) {
+			t.Errorf("round %d: the session wrote %s and reads %s, %v", round, name, resp.body, resp.header)
 		}
 	}
 
@@ -194,9 +202,9 @@ func TestRow25Middleware(t *testing.T) {
 		}
 	}()
 	s.until("answers are STALE, and say so", func() bool {
-		resp, _ := s.call(plain, "GET", urls[0]+path)
-		h := resp.Header
-		return h.Get("Freshet-Fresh") == "stale" && strings.HasSuffix(h.Get("Cache-Status"), "; detail=stale") && h.Get("Age") != "" && resp.StatusCode == http.StatusOK
+		resp := s.call(plain, "GET", urls[0]+path)
+		h := resp.header
+		return h.Get("Freshet-Fresh") == "stale" && strings.HasSuffix(h.Get("Cache-Status"), "; detail=stale") && h.Get("Age") != "" && resp.status == http.StatusOK
 	})
 	m := metrics(t, replicas[0].registry)
 	for name, least := range map[string]float64{
