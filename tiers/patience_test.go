@@ -32,7 +32,7 @@ func TestSoftTimeout(t *testing.T) {
 		if err != nil || results[1].Fresh || results[0].Tier != TierL1 || time.Since(asked) != 100*time.Millisecond {
 			d.t.Errorf("many: %+v, %v after %v", results, err, time.Since(asked))
 		}
-		if s := d.cache.Stats(); s.SoftTimeouts != 3 || s.Stale != 3 {
+		if s := d.cache.Stats(); s.SoftTimeouts != 3 || s.Stale != 3 || s.StaleSlow != 3 || s.ReadTimes[TierL1].Sum != 150*time.Millisecond {
 			d.t.Errorf("%+v", s)
 		}
 		if r := d.read("a", second); !r.Fresh || time.Since(asked) != time.Second {
@@ -59,6 +59,9 @@ func TestSoftTimeoutOfAPoll(t *testing.T) {
 		asked := time.Now()
 		if r := d.read("a", want); r.Fresh || time.Since(asked) != 50*time.Millisecond || d.cache.Stats().SoftTimeouts != 1 {
 			d.t.Errorf("%+v after %v", r, time.Since(asked))
+		}
+		if s := d.cache.Stats(); s.Stale != 1 || s.StaleUnproven != 1 {
+			d.t.Errorf("%d STALE answers, %d since nothing was proven", s.Stale, s.StaleUnproven)
 		}
 		if r := d.read("b", want); !r.Fresh || time.Since(asked) < 500*time.Millisecond {
 			d.t.Errorf("what was never there: %+v after %v", r, time.Since(asked))
@@ -88,6 +91,9 @@ func TestFailSafe(t *testing.T) {
 		}
 		if waited != 10 || d.loads != 1+10 {
 			d.t.Errorf("%d of the readers waited for %d loads; each takes 200 ms, and 100 ms are between two", waited, d.loads-1)
+		}
+		if s := d.cache.Stats(); s.StaleFailed != s.Stale || s.LoadsFailed[ClassOther] != 10 || s.LoadTimes.Count() != 11 {
+			d.t.Errorf("of %d STALE answers %d since a load failed; %d of %d loads", s.Stale, s.StaleFailed, s.LoadsFailed[ClassOther], s.LoadTimes.Count())
 		}
 		if r, err := d.cache.Lookup(d.t.Context(), "a", second); !errors.Is(err, broken) {
 			d.t.Errorf("without a STALE answer: %+v, %v", r, err)
