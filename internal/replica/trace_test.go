@@ -17,6 +17,7 @@ import (
 
 	"github.com/freshet-cache/freshet/internal/devstack/stacktest"
 	"github.com/freshet-cache/freshet/internal/replica"
+	"github.com/freshet-cache/freshet/node"
 )
 
 // receiver takes spans by OTLP over HTTP.
@@ -97,7 +98,10 @@ func TestSendsSpans(t *testing.T) {
 	stack := stacktest.Stack()
 	collector := newReceiver(t)
 	r := run(t, replica.Config{
-		App: "traced", Postgres: dsn, Redis: stack.Redis.Addrs(), NATS: []string{stack.NATS.URL()},
+		Node: node.Config{
+			App: "traced", Postgres: node.PostgresConfig{DSN: dsn}, Redis: node.RedisConfig{Addrs: stack.Redis.Addrs()},
+			NATS: node.NATSConfig{URLs: []string{stack.NATS.URL()}},
+		},
 		Trace: replica.Trace{Endpoint: collector.URL},
 	})
 	eventually(t, "the replica has started", func() bool { return r.probe("/startupz") == http.StatusOK })
@@ -127,7 +131,7 @@ func TestSpansThatNobodyTakes(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer silent.Close()
-	r := run(t, replica.Config{App: "untraced", Postgres: dsn, Trace: replica.Trace{Endpoint: "http://" + silent.Addr().String()}})
+	r := run(t, replica.Config{Node: node.Config{App: "untraced", Postgres: node.PostgresConfig{DSN: dsn}}, Trace: replica.Trace{Endpoint: "http://" + silent.Addr().String()}})
 	eventually(t, "the replica has started", func() bool { return r.probe("/startupz") == http.StatusOK })
 	if code, _, body := r.mustGet(t, r.API()+"/products/1"); code != http.StatusOK {
 		t.Fatalf("%d: %s", code, body)

@@ -1,6 +1,7 @@
 package nodehttp_test
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -109,7 +110,7 @@ func TestRow25Middleware(t *testing.T) {
 	for i := range replicas {
 		replicas[i] = s.open(0, func(c *node.Config, cache *node.CacheConfig[Thing]) {
 			c.NATS.URLs = nil // so that a replica learns of the other's writes by polls alone
-			c.Postgres.PollTimeout = time.Second
+			c.Budget = patient
 			cache.MaxStale = time.Minute
 		})
 		urls[i] = s.api(replicas[i]).URL
@@ -193,16 +194,16 @@ func TestRow25Middleware(t *testing.T) {
 
 	// Without Postgres.
 	postgres := stacktest.Stack().Postgres
-	if err := postgres.Pause(); err != nil {
+	if err := postgres.Stop(); err != nil {
 		t.Fatal(err)
 	}
 	defer func() {
-		if err := postgres.Resume(); err != nil {
+		if err := postgres.Start(context.WithoutCancel(t.Context())); err != nil {
 			t.Error(err)
 		}
 	}()
 	s.until("answers are STALE, and say so", func() bool {
-		resp := s.call(plain, "GET", urls[0]+path)
+		resp := s.call(plain, "GET", urls[0]+path, nodehttp.BudgetHeader, "0")
 		h := resp.header
 		return h.Get("Freshet-Fresh") == "stale" && strings.HasSuffix(h.Get("Cache-Status"), "; detail=stale") && h.Get("Age") != "" && resp.status == http.StatusOK
 	})
