@@ -237,6 +237,30 @@ func TestSpansOfSharedFlights(t *testing.T) {
 	}
 }
 
+// Without Redis an entity's owner is asked, which a span says; what the owner does is in a trace there.
+func TestSpansOfOwners(t *testing.T) {
+	s := newSite(t)
+	alone := func(c *node.Config, _ *node.CacheConfig[Thing]) { c.Redis.Addrs = nil }
+	s.open(1, alone)
+	r := s.open(2, alone)
+	for n := 1; ; n++ {
+		spans := s.under(r, 4, func(ctx context.Context) { s.get(ctx, r, thing(n)) }) // test, read, flight, and the owner's or the load's
+		if strings.Contains(tree(spans), "SELECT") {
+			if n == 100 {
+				t.Fatal("100 things, and none is another replica's")
+			}
+			continue
+		}
+		if got, want := tree(spans), "test internal\n  freshet.read internal\n    freshet.flight internal\n      freshet.owner client\n"; got != want {
+			t.Errorf("a question to an owner left\n%swant\n%s", got, want)
+		}
+		if tier := value(named(t, spans, "freshet.read"), "freshet.tier"); tier != "owner" {
+			t.Errorf("the tier is %v", tier)
+		}
+		return
+	}
+}
+
 // What fails says so by a class, in spans and in metrics, and by no text.
 func TestSpansOfFailures(t *testing.T) {
 	s := newSite(t)
