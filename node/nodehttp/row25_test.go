@@ -194,6 +194,7 @@ func TestRow25Middleware(t *testing.T) {
 
 	// Without Postgres.
 	postgres := stacktest.Stack().Postgres
+	replicas[0].broken, replicas[1].broken = true, true
 	if err := postgres.Stop(); err != nil {
 		t.Fatal(err)
 	}
