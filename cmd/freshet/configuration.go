@@ -40,6 +40,8 @@ func flagsOfKeys() [][2]string {
 		{"admin.listen", "admin"},
 		{"admin.token_file", "admin-token-file"},
 		{"log.level", "log-level"},
+		{"trace.endpoint", "trace-endpoint"},
+		{"trace.sample", "trace-sample"},
 	}
 }
 

@@ -124,14 +124,6 @@ func TestPercent(t *testing.T) {
 	}
 }
 
-func TestFlagOf(t *testing.T) {
-	for field, want := range map[string]string{"ID": "id", "NATS": "nats", "MaxStale": "max-stale", "Listen": "listen", "DrainDelay": "drain-delay", "Trace.Sample": "trace-sample"} {
-		if got := flagOf(field); got != want {
-			t.Errorf("%s is --%s, want --%s", field, got, want)
-		}
-	}
-}
-
 // A tail keeps the last bytes; the first line of a stream is split off wherever the writes fall.
 func TestOutputOfChildren(t *testing.T) {
 	var kept strings.Builder

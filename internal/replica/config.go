@@ -96,7 +96,7 @@ func (c *Config) Declare(s *nodeconfig.Settings) {
 		nodeconfig.OneOf(&c.LogLevel, []string{"debug", "info", "warn", "error"}, []slog.Level{slog.LevelDebug, slog.LevelInfo, slog.LevelWarn, slog.LevelError}).Default("info"))
 	s.Add("log.format", "How it is written.", nodeconfig.OneOf(&c.LogFormat, []string{"text", "json"}, []string{"text", "json"}).Without("text on a terminal, json elsewhere"))
 	s.Add("trace.endpoint", "URL of an OTLP collector over HTTP that spans are sent to, such as http://collector:4318; without, there are none.", nodeconfig.URL(&c.Trace.Endpoint))
-	s.Add("trace.sample", "Part of the traces that are kept, of those on which no caller has decided.", nodeconfig.Number(&c.Trace.Sample, 1e-6, 1).Default("1"))
+	s.Add("trace.sample", "Part of the traces that are kept, of those on which no caller has decided.", nodeconfig.Number(&c.Trace.Sample, 0.001, 1).Default("1"))
 	s.Check(func() error { return c.validate() })
 }
 

@@ -17,7 +17,7 @@ import (
 
 // code are the fields of a configuration that no file can say.
 var code = []string{
-	"Logger", "Registry", "Redis.Dial", "Redis.TLS", "NATS.TLS", "Caches",
+	"Logger", "Registry", "Tracer", "Redis.Dial", "Redis.TLS", "NATS.TLS", "Caches",
 	"CacheSettings.Refresh", "CacheSettings.Compress", "CacheSettings.WarmUp.Peers", // pointers, of which the keys are below
 }
 
