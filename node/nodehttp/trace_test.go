@@ -1,7 +1,6 @@
 package nodehttp_test
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -290,7 +289,9 @@ func TestSpansOfFailures(t *testing.T) {
 			t.Fatalf("got %v", err)
 		}
 	})
-	if class := value(named(t, spans, "GET"), "error.type"); class != "timeout" {
+	// The client gives the connection up with the first call on it that has no answer in time, which need not be this
+	// one: then it is the connection that fails.
+	if class := value(named(t, spans, "GET"), "error.type"); class != "timeout" && class != "connection" {
 		t.Errorf("GET at a shard that hangs: error.type is %v", class)
 	}
 	for _, name := range []string{"freshet.read", "freshet.load"} {
@@ -304,13 +305,13 @@ func TestSpansOfFailures(t *testing.T) {
 		}
 	}
 	m := metrics(t, r.registry)
-	timeouts := 0.0
+	unanswered := 0.0
 	for name, v := range m {
-		if strings.HasPrefix(name, "freshet_l2_errors_total{class=timeout") {
-			timeouts += v
+		if strings.HasPrefix(name, "freshet_l2_errors_total{class=timeout") || strings.HasPrefix(name, "freshet_l2_errors_total{class=connection") {
+			unanswered += v
 		}
 	}
-	if failed := m["freshet_source_errors_total{class=other,namespace=thing,view=detail}"]; failed != 1 || cmp.Compare(timeouts, 1) < 0 {
-		t.Errorf("%v failed loads and %v time-outs of L2 are counted", failed, timeouts)
+	if failed := m["freshet_source_errors_total{class=other,namespace=thing,view=detail}"]; failed != 1 || unanswered < 1 {
+		t.Errorf("%v failed loads and %v failures of L2 are counted", failed, unanswered)
 	}
 }
