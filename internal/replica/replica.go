@@ -30,9 +30,11 @@ type Replica struct {
 	apiListener, adminListener net.Listener
 	api, admin                 *http.Server
 
-	seen    *admin.API                // what the admin port serves
-	node    atomic.Pointer[node.Node] // nil until it is open
-	started atomic.Bool
+	seen     *admin.API                // what the admin port serves
+	node     atomic.Pointer[node.Node] // nil until it is open
+	started  atomic.Bool
+	draining atomic.Bool
+	unused   unused // of the connections to both servers
 }
 
 // Listen validates the configuration and takes both ports, so that [Replica.API] and
@@ -85,7 +87,7 @@ func (r *Replica) Run(ctx context.Context) error {
 		serving.Go(func() { failed <- serve(r.api, r.apiListener) })
 		err = r.waitReady(ctx, failed)
 	}
-	if err == nil {
+	if err == nil && ctx.Err() == nil {
 		r.started.Store(true)
 		r.seen.Started()
 		r.log.Info("replica started", "api", r.API(), "admin", r.Admin())
@@ -115,6 +117,9 @@ func (r *Replica) open(ctx context.Context) error {
 	routes := api.Handler()
 	r.api = r.server(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 		w.Header().Set("Freshet-Replica", r.id)
+		if r.draining.Load() {
+			w.Header().Set("Connection", "close")
+		}
 		routes.ServeHTTP(w, req)
 	}))
 	return nil
@@ -140,27 +145,6 @@ func (r *Replica) waitReady(ctx context.Context, failed <-chan error) error {
 	}
 }
 
-// stop drains and closes; see the package's doc. It is bounded by the drain's delay and timeout.
-func (r *Replica) stop(ctx context.Context) error {
-	r.seen.Draining()
-	began := time.Now()
-	var errs []error
-	if r.started.Load() {
-		r.log.Info("draining", "delay", r.config.DrainDelay)
-		wait(ctx, r.config.DrainDelay)
-	}
-	if r.api != nil {
-		r.api.SetKeepAlivesEnabled(false) // Connection: close on what is still answered
-		errs = append(errs, shutdown(ctx, "API", r.api, r.config.drainTimeout()))
-	}
-	if n := r.node.Load(); n != nil {
-		errs = append(errs, n.Close())
-	}
-	errs = append(errs, shutdown(ctx, "admin", r.admin, time.Second))
-	r.log.Info("replica stopped", "took", time.Since(began))
-	return errors.Join(errs...)
-}
-
 // Close gives the ports back when Run was never called; after Run it does nothing.
 func (r *Replica) Close() error {
 	return errors.Join(closeOnce(r.apiListener), closeOnce(r.adminListener))
@@ -177,6 +161,7 @@ func closeOnce(l net.Listener) error {
 func (r *Replica) server(h http.Handler) *http.Server {
 	return &http.Server{
 		Handler:           h,
+		ConnState:         r.unused.follow,
 		ReadHeaderTimeout: 5 * time.Second,
 		ReadTimeout:       15 * time.Second,
 		WriteTimeout:      30 * time.Second,
@@ -191,26 +176,4 @@ func serve(s *http.Server, l net.Listener) error {
 		return fmt.Errorf("replica: %w", err)
 	}
 	return nil
-}
-
-// shutdown finishes the server's requests within the timeout and then cuts off what is left.
-func shutdown(ctx context.Context, what string, s *http.Server, timeout time.Duration) error {
-	ctx, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
-	if err := s.Shutdown(ctx); err != nil {
-		return errors.Join(fmt.Errorf("replica: %s port: requests were still in flight after %v: %w", what, timeout, err), s.Close())
-	}
-	return nil
-}
-
-func wait(ctx context.Context, d time.Duration) {
-	if d <= 0 {
-		return
-	}
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-	case <-timer.C:
-	}
 }
