@@ -27,7 +27,11 @@ func TestUsageErrors(t *testing.T) {
 		{"up --rate 100 --replay /nowhere", []string{"--replay: ", "/nowhere"}},
 		{"up --rate 100 --report /nowhere/report", []string{"--report: ", "/nowhere"}},
 		{"up --rate 100 --for 10s --kill nats --at 5s", []string{"--at: 5s", "10s"}},
+		{"up --restart slowly", []string{"--restart", "start-first, stop-first"}},
+		{"up --restart start-first", []string{"--restart: only with load"}},
+		{"up --restart stop-first --kill nats --rate 1 --replicas 1 --at -1s", []string{"--restart: not together with --kill", "--replicas 2", "--at: -1s"}},
 		{"serve", []string{"--postgres: missing"}},
+		{"serve --postgres x --admin-tls-client-ca y", []string{"--admin-tls-cert: missing", "--admin-tls-key: missing"}},
 		{
 			"serve --postgres x --app A --listen x --redis y --nats z --budget -1s --max-stale 999h --drain-delay 1h",
 			[]string{"--app:", "--listen:", "--redis:", "--nats:", "--budget:", "--max-stale:", "--drain-delay:"},
@@ -107,7 +111,7 @@ func TestPercent(t *testing.T) {
 }
 
 func TestFlagOf(t *testing.T) {
-	for field, want := range map[string]string{"ID": "id", "NATS": "nats", "MaxStale": "max-stale", "Listen": "listen", "DrainDelay": "drain-delay"} {
+	for field, want := range map[string]string{"ID": "id", "NATS": "nats", "MaxStale": "max-stale", "Listen": "listen", "DrainDelay": "drain-delay", "AdminTLS.ClientCAFile": "admin-tls-client-ca"} {
 		if got := flagOf(field); got != want {
 			t.Errorf("%s is --%s, want --%s", field, got, want)
 		}

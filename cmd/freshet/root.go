@@ -97,8 +97,12 @@ func namingFlags(err error) error {
 	return usage(errors.Join(problems...))
 }
 
-// flagOf is the flag of a configuration's field: "MaxStale" is --max-stale, "ID" --id, "NATS" --nats.
+// flagOf is the flag of a configuration's field: "MaxStale" is --max-stale, "ID" --id, "NATS" --nats, "AdminTLS.CertFile"
+// --admin-tls-cert.
 func flagOf(field string) string {
+	if file, ok := strings.CutPrefix(field, "AdminTLS."); ok {
+		return "admin-tls-" + flagOf(strings.TrimSuffix(file, "File"))
+	}
 	var b strings.Builder
 	runes := []rune(field)
 	for i, r := range runes {

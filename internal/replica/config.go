@@ -32,6 +32,8 @@ type Config struct {
 	// AdminTokenFile is the path of a file with the token of the admin port, at least 32 bytes; "" = none, and
 	// nothing can be changed there.
 	AdminTokenFile string
+	// AdminTLS is for the admin port; zero = plain HTTP.
+	AdminTLS AdminTLS
 	// Advertise is the host:port at which peers and operators reach the API; "" = what Listen became.
 	Advertise string
 	// Postgres is the DSN of the source: a postgres:// URL or key=value text, as lib/pq reads it.
@@ -114,6 +116,7 @@ func (c Config) Validate() error {
 	if c.listen() == c.admin() && !strings.HasSuffix(c.admin(), ":0") {
 		wrong("Admin", "%s is the API's address too; the admin port must be another", c.admin())
 	}
+	c.AdminTLS.check(wrong)
 	if c.Advertise != "" {
 		if err := hostPort(c.Advertise, false); err != nil {
 			wrong("Advertise", "%v", err)

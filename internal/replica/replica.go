@@ -3,6 +3,7 @@ package replica
 import (
 	"cmp"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -30,11 +31,12 @@ type Replica struct {
 	apiListener, adminListener net.Listener
 	api, admin                 *http.Server
 
-	seen     *admin.API                // what the admin port serves
-	node     atomic.Pointer[node.Node] // nil until it is open
-	started  atomic.Bool
-	draining atomic.Bool
-	unused   unused // of the connections to both servers
+	certificates *certificates             // of the admin port; nil = it speaks plain HTTP
+	seen         *admin.API                // what the admin port serves
+	node         atomic.Pointer[node.Node] // nil until it is open
+	started      atomic.Bool
+	draining     atomic.Bool
+	unused       unused // of the connections to both servers
 }
 
 // Listen validates the configuration and takes both ports, so that [Replica.API] and
@@ -50,8 +52,16 @@ func Listen(ctx context.Context, c Config) (*Replica, error) {
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 	)
 	var err error
-	if r.seen, err = admin.New(admin.Config{TokenFile: c.AdminTokenFile, Gatherer: r.registry, Logger: r.log}); err != nil {
+	seen := admin.Config{
+		TokenFile: c.AdminTokenFile, ClientCertificates: c.AdminTLS.ClientCAFile != "", Gatherer: r.registry, Logger: r.log,
+	}
+	if r.seen, err = admin.New(seen); err != nil {
 		return nil, err
+	}
+	if c.AdminTLS.enabled() {
+		if r.certificates, err = newCertificates(c.AdminTLS, r.log); err != nil {
+			return nil, fmt.Errorf("replica: %w", err)
+		}
 	}
 	var listen net.ListenConfig
 	if r.apiListener, err = listen.Listen(ctx, "tcp", c.listen()); err != nil {
@@ -59,6 +69,9 @@ func Listen(ctx context.Context, c Config) (*Replica, error) {
 	}
 	if r.adminListener, err = listen.Listen(ctx, "tcp", c.admin()); err != nil {
 		return nil, errors.Join(fmt.Errorf("replica: admin port: %w", err), r.apiListener.Close())
+	}
+	if r.certificates != nil {
+		r.adminListener = tls.NewListener(r.adminListener, r.certificates.server())
 	}
 	return r, nil
 }
@@ -69,7 +82,7 @@ func (r *Replica) ID() string { return r.id }
 // API is the host:port of the shop's routes.
 func (r *Replica) API() string { return r.apiListener.Addr().String() }
 
-// Admin is the host:port of metrics, probes and stats.
+// Admin is the host:port of metrics, probes, and what operators see and steer.
 func (r *Replica) Admin() string { return r.adminListener.Addr().String() }
 
 // Run serves until ctx ends, drains, and returns nil; or returns earlier with what went wrong. Call
