@@ -1,6 +1,7 @@
 package replica_test
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -64,7 +65,7 @@ type running struct {
 func run(t *testing.T, c replica.Config) *running {
 	t.Helper()
 	c.Listen, c.Admin = "127.0.0.1:0", "127.0.0.1:0"
-	c.Logger = slog.New(slog.DiscardHandler)
+	c.Logger = cmp.Or(c.Logger, slog.New(slog.DiscardHandler))
 	r, err := replica.Listen(t.Context(), c)
 	if err != nil {
 		t.Fatal(err)
