@@ -83,8 +83,8 @@ func (rs *restarts) reports() []RestartReport {
 	return reports
 }
 
-// Restart is the replacement of one replica during a run: [Driver.Restart], then [Restart.Draining] and [Restart.Ready] in
-// either order, then [Restart.Recover]. It is for one goroutine.
+// Restart is the replacement of one replica during a run: [Driver.Restart]; then [Restart.Draining] with [Restart.Drained], and
+// [Restart.Ready], in either order; then [Restart.Recover]. It is for one goroutine.
 type Restart struct {
 	d      *Driver
 	failed uint64        // requests, before
