@@ -101,14 +101,14 @@ func (r *restartRun) one(ctx context.Context, i int) error {
 		if err := s.startReplica(ctx, i, old.id); err != nil {
 			return err
 		}
-		told.Ready(old.id)
+		told.Ready(ctx, old.id)
 	} else {
 		successor := old.id + ".2" // two of the same name would take each other for an impostor
 		r.events <- "restart: starting " + successor + " and draining " + old.id
 		if err := s.startReplica(ctx, i, successor); err != nil {
 			return err
 		}
-		told.Ready(successor)
+		told.Ready(ctx, successor)
 		err := drain() //nolint:contextcheck // nobody else would end it
 		s.balancer.Remove(old.id)
 		if err != nil {

@@ -89,19 +89,25 @@ type Restart struct {
 	d      *Driver
 	failed uint64        // requests, before
 	drain  time.Duration // when it began; 0 = not yet
-	ready  time.Duration
+	ready  sample        // when the successor was in service
 
 	report RestartReport // under the restarts' lock
+}
+
+// sample is what the replicas had counted at a moment.
+type sample struct {
+	at time.Duration
+	of map[string]reading // id -> its
 }
 
 // Restart counts the hit ratios of the replica and of all for a while, and then says that it is going to be replaced.
 // Requests that fail from now on are not excused.
 func (d *Driver) Restart(ctx context.Context, replica string) (*Restart, error) {
-	first := d.counted(ctx)
+	first := d.sample(ctx)
 	if !pause(ctx, ratioBefore) {
 		return nil, context.Cause(ctx)
 	}
-	second := d.counted(ctx)
+	second := d.sample(ctx)
 	r := &Restart{d: d, failed: d.tally.unexcused()}
 	of, all := grown(first, second, replica)
 	r.report = RestartReport{
@@ -131,36 +137,30 @@ func (r *Restart) Drained() {
 }
 
 // Ready says that the successor is in service.
-func (r *Restart) Ready(successor string) {
-	r.ready = r.d.clock()
-	r.set(func(s *RestartReport) { s.Successor, s.ReadyS = successor, r.ready.Seconds() })
+func (r *Restart) Ready(ctx context.Context, successor string) {
+	r.ready = r.d.sample(ctx)
+	r.set(func(s *RestartReport) { s.Successor, s.ReadyS = successor, r.ready.at.Seconds() })
 }
 
 // Recover follows the hit ratios until they are back, or for [RecoveryLimit] from Ready on, or until ctx ends, and returns
 // what came of the restart.
 func (r *Restart) Recover(ctx context.Context) RestartReport {
-	defer func() {
-		r.set(func(s *RestartReport) { s.Failed = r.d.tally.unexcused() - r.failed })
-	}()
 	var of, all recovery
-	type sample struct {
-		at time.Duration
-		of map[string]reading
-	}
-	samples := []sample{{r.ready, r.d.counted(ctx)}}
-	for (of.back == 0 || all.back == 0) && r.d.clock()-r.ready < RecoveryLimit && pause(ctx, windowEvery) {
-		now := sample{r.d.clock(), r.d.counted(ctx)}
+	samples := []sample{r.ready}
+	for (of.back == 0 || all.back == 0) && r.d.clock()-r.ready.at < RecoveryLimit && pause(ctx, windowEvery) {
+		now := r.d.sample(ctx)
 		for _, first := range slices.Backward(samples) {
-			its, sum := grown(first.of, now.of, r.report.Successor)
+			its, sum := grown(first, now, r.report.Successor)
 			if now.at-first.at >= windowTime && its.reads >= windowReads {
-				of.note(now.at-r.ready, its.ratios(), r.report.Before)
-				all.note(now.at-r.ready, sum.ratios(), r.report.AllBefore)
+				of.note(now.at-r.ready.at, its.ratios(), r.report.Before)
+				all.note(now.at-r.ready.at, sum.ratios(), r.report.AllBefore)
 				break
 			}
 		}
 		samples = append(samples, now)
 	}
 	r.set(func(s *RestartReport) {
+		s.Failed = r.d.tally.unexcused() - r.failed
 		s.Measured = s.Measured && of.measured
 		s.After, s.RecoveredS = of.ratios, of.seconds()
 		s.AllAfter, s.AllRecoveredS = all.ratios, all.seconds()
@@ -193,34 +193,34 @@ func (v *recovery) seconds() *float64 {
 	return &s
 }
 
-// counted are the counts of the running replicas by now: id -> its reading. One that does not answer is missing.
-func (d *Driver) counted(ctx context.Context) map[string]reading {
+// sample asks the running replicas. One that does not answer is missing.
+func (d *Driver) sample(ctx context.Context) sample {
 	running := d.config.replicas()
 	readings := make([]reading, len(running))
+	s := sample{d.clock(), map[string]reading{}}
 	var asking sync.WaitGroup
 	for i, r := range running {
 		asking.Go(func() {
-			if s, err := readStats(ctx, d.client, r.Admin); err == nil {
-				readings[i] = s
+			if told, err := readStats(ctx, d.client, r.Admin); err == nil {
+				readings[i] = told
 			}
 		})
 	}
 	asking.Wait()
-	all := map[string]reading{}
 	for i, r := range running {
 		if readings[i].boot != 0 {
-			all[r.ID] = readings[i]
+			s.of[r.ID] = readings[i]
 		}
 	}
-	return all
+	return s
 }
 
-// grown is what the replica, and all together, counted between two readings. One that began meanwhile is counted from its
+// grown is what the replica, and all together, counted between two samples. One that began meanwhile is counted from its
 // start.
-func grown(first, second map[string]reading, replica string) (of, all counters) {
-	for id, now := range second {
+func grown(first, second sample, replica string) (of, all counters) {
+	for id, now := range second.of {
 		c := now.counters
-		if before, known := first[id]; known && before.boot == now.boot {
+		if before, known := first.of[id]; known && before.boot == now.boot {
 			c = c.since(before.counters)
 		}
 		if id == replica {
