@@ -188,9 +188,10 @@ func TestDrainWithUnusedConnections(t *testing.T) {
 	}
 }
 
-// Its peers hear at once that a drained replica leaves: silent, it would count as a member for 3.5 s.
+// Its peers hear at once that a drained replica leaves: silent, it would count as a member for 3.5 s. What it accepted to
+// write later gets into Postgres, by it or by a peer.
 func TestDrainedReplicaLeaves(t *testing.T) {
-	dsn, _ := database(t)
+	dsn, db := database(t)
 	stack := stacktest.Stack()
 	start := func(id string) *running {
 		return run(t, replica.Config{App: "drainleave", ID: id, Postgres: dsn, NATS: []string{stack.NATS.URL()}})
@@ -203,6 +204,22 @@ func TestDrainedReplicaLeaves(t *testing.T) {
 	for _, u := range []*running{stays, goes} {
 		eventually(t, u.ID()+" sees both", func() bool { return strings.Contains(members(u), "(2 members; ") })
 	}
+	shopper := newShopper(t, goes, true)
+	for n := range 50 {
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodPut, fmt.Sprintf("http://%s/carts/cart-%d", goes.API(), n), strings.NewReader(`{"lines": []}`))
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("Content-Type", "application/json")
+		resp, err := shopper.client.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		if resp.StatusCode != http.StatusAccepted && resp.StatusCode != http.StatusOK {
+			t.Fatalf("a cart: %s", resp.Status)
+		}
+	}
 	if err := goes.stop(); err != nil {
 		t.Fatal(err)
 	}
@@ -211,4 +228,8 @@ func TestDrainedReplicaLeaves(t *testing.T) {
 	if took := time.Since(began); took > 2*time.Second {
 		t.Errorf("it was a member for %v more", took)
 	}
+	eventually(t, "all carts are in Postgres", func() bool {
+		var carts int
+		return db.Get(&carts, `select count(*) from carts where id like 'cart-%'`) == nil && carts == 50
+	})
 }
