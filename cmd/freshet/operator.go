@@ -2,8 +2,6 @@ package main
 
 import (
 	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -24,8 +22,6 @@ import (
 type operator struct {
 	url       string
 	tokenFile string
-	ca        string // paths
-	cert, key string
 	timeout   time.Duration
 	json      bool
 }
@@ -36,9 +32,6 @@ func operate(cmd *cobra.Command, do func(ctx context.Context, c admin.Client, ou
 	f := cmd.Flags()
 	f.StringVar(&o.url, "admin-url", "http://127.0.0.1:9090", "admin port of any replica")
 	f.StringVar(&o.tokenFile, "admin-token-file", "", "file with the admin token, for what changes something")
-	f.StringVar(&o.ca, "admin-ca", "", "authorities that the admin port's certificate may be of, PEM (default: the system's)")
-	f.StringVar(&o.cert, "admin-cert", "", "client certificate, PEM, which does as well as a token where the admin port asks for one")
-	f.StringVar(&o.key, "admin-key", "", "private key of that certificate, PEM")
 	f.DurationVar(&o.timeout, "timeout", 15*time.Second, "longest wait for the answer")
 	f.BoolVar(&o.json, "json", false, "print the answer as JSON")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
@@ -75,24 +68,7 @@ func (o operator) client() (admin.Client, error) {
 			problems = append(problems, fmt.Errorf("--admin-token-file: %w", err))
 		}
 	}
-	config := &tls.Config{}
-	if o.ca != "" {
-		config.RootCAs = x509.NewCertPool()
-		if pem, err := os.ReadFile(o.ca); err != nil {
-			problems = append(problems, fmt.Errorf("--admin-ca: %w", err))
-		} else if !config.RootCAs.AppendCertsFromPEM(pem) {
-			problems = append(problems, fmt.Errorf("--admin-ca: no certificate in %s; want PEM", o.ca))
-		}
-	}
-	if o.cert != "" || o.key != "" {
-		own, err := tls.LoadX509KeyPair(o.cert, o.key)
-		if err != nil {
-			problems = append(problems, fmt.Errorf("--admin-cert and --admin-key: %w", err))
-		}
-		config.Certificates = []tls.Certificate{own}
-	}
-	client := &http.Client{Transport: &http.Transport{Proxy: http.ProxyFromEnvironment, TLSClientConfig: config}}
-	return admin.Client{URL: o.url, Token: strings.TrimSpace(string(token)), HTTP: client}, errors.Join(problems...)
+	return admin.Client{URL: o.url, Token: strings.TrimSpace(string(token)), HTTP: &http.Client{}}, errors.Join(problems...)
 }
 
 // output is where a command prints what it was answered: as a table, or as JSON if that is asked for.
