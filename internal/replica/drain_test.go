@@ -68,7 +68,7 @@ func TestDrainUnderLoad(t *testing.T) {
 	dsn, db := database(t)
 	stack := stacktest.Stack()
 	u := run(t, replica.Config{
-		App: "drainload", Postgres: dsn, Redis: stack.Redis.Addrs(), NATS: []string{stack.NATS.URL()}, DrainDelay: 500 * time.Millisecond,
+		App: "drainload", Postgres: dsn, Redis: stack.Redis.Addrs(), NATS: []string{stack.NATS.URL()}, DrainDelay: 2 * time.Second,
 	})
 	eventually(t, "ready", func() bool { return u.probe("/readyz") == 200 })
 

@@ -74,7 +74,7 @@ func TestRow29Health(t *testing.T) {
 	for _, u := range replicas {
 		eventually(t, u.ID()+" says that Redis is away", func() bool {
 			h := u.health(t)
-			return h.Status == "degraded" && strings.HasPrefix(h.Checks["redis"], "3 of 3 breakers: ") && h.Checks["postgres"] == "ok" && h.Checks["nats"] == "ok"
+			return h.Status == "degraded" && strings.HasPrefix(h.Checks["redis"], "3 of 3 breakers are open: ") && h.Checks["postgres"] == "ok" && h.Checks["nats"] == "ok"
 		})
 	}
 	close(quit)

@@ -15,7 +15,7 @@ func TestHealthOf(t *testing.T) {
 	well := func() node.Stats {
 		return node.Stats{
 			Budget: 1, PollAge: 0.1, HasRedis: true, HasNATS: true, Connected: true, WatchAge: 3,
-			Shards:     []node.ShardStats{{Name: "r1", State: "closed"}, {Name: "r2", State: "closed"}},
+			Shards:     []node.ShardStats{{Name: "r1", State: "closed"}, {Name: "r2", State: "half-open"}},
 			Namespaces: []node.NamespaceStats{{Namespace: "cart", View: "detail", PutsPending: 3, PutsOldest: 29, PutsDead: 7}},
 		}
 	}
@@ -32,13 +32,13 @@ func TestHealthOf(t *testing.T) {
 	}{
 		"postgres":     {func(s *node.Stats) { s.PollAge = 2 }, "postgres", "last poll 2s ago, more than the budget of 1s"},
 		"no shard":     {func(s *node.Stats) { s.Shards = nil }, "redis", "no shard is known yet"},
-		"open breaker": {func(s *node.Stats) { s.Shards[1].State = "open" }, "redis", "1 of 2 breakers: r2 is open"},
+		"open breaker": {func(s *node.Stats) { s.Shards[1].State = "open" }, "redis", "1 of 2 breakers are open: r2"},
 		"many breakers": {func(s *node.Stats) {
 			s.Shards = nil
 			for n := range 9 {
-				s.Shards = append(s.Shards, node.ShardStats{Name: fmt.Sprint("r", n), State: "half-open"})
+				s.Shards = append(s.Shards, node.ShardStats{Name: fmt.Sprint("r", n), State: "open"})
 			}
-		}, "redis", "9 of 9 breakers: r0 is half-open, r1 is half-open, r2 is half-open, and 6 more"},
+		}, "redis", "9 of 9 breakers are open: r0, r1, r2, and 6 more"},
 		"nats":    {func(s *node.Stats) { s.Connected = false }, "nats", "there is no connection: changes of other replicas are found by polling"},
 		"puts":    {func(s *node.Stats) { s.Namespaces[0].PutsOldest = 31 }, "puts", "3 of cart wait to be flushed, the oldest for 31s"},
 		"watches": {func(s *node.Stats) { s.WatchDrift = []node.DriftStats{{Relation: "things", Problem: "no trigger"}} }, "watches", "1 problems, the first is of table things: no trigger"},
