@@ -290,7 +290,7 @@ func TestUpUnderLoad(t *testing.T) {
 		t.Errorf("change latency %+v, staleness %+v, latencies %+v, comparison %+v", r.ChangeLatencyMS, r.StalenessMS, r.LatencyUS, r.Comparison)
 	}
 	for _, want := range []string{
-		"starting Redis Cluster, Postgres and NATS ... ", "curl -i http://127.0.0.1:", "psql 'postgres://", "/metrics",
+		"starting Redis Cluster, Postgres and NATS ... ", "curl -i http://127.0.0.1:", "psql 'postgres://", "FRESHET_ADMIN_URL=http://127.0.0.1:",
 		"reads/s", "every promise was kept", "ending and removing everything ... ",
 	} {
 		if !strings.Contains(f.out(), want) {
@@ -403,7 +403,7 @@ func TestUpInteractive(t *testing.T) {
 	f := begin(t, "up", "--replicas", "2", "--products", "100")
 	f.await(t, `port 8080 is taken; the load balancer takes \d+`)
 	shop := f.await(t, `curl -i (http://\S+)/products/42`)[1]
-	admin := f.await(t, `metrics (http://\S+)/metrics`)[1]
+	admin := f.await(t, `replica-1 .* admin (http://\S+)`)[1]
 	f.await(t, `reads/s`)
 	for _, url := range []string{shop + "/products/42", shop + "/products?category=1&status=active&limit=3", admin + "/metrics", admin + "/readyz"} {
 		if code := get(t, url); code != http.StatusOK {
