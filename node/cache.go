@@ -130,7 +130,8 @@ func Func[V any](load func(ctx context.Context, ids []string) (map[string]V, err
 	}
 }
 
-// CacheConfig describes a cache of entities.
+// CacheConfig describes a cache of entities. What of it [CacheSettings] can say, operators may replace by
+// [Config.Caches].
 type CacheConfig[V any] struct {
 	// Namespace of the entities, as in the change log: a lower-case letter, then letters, digits,
 	// dots, dashes, underscores. Required.
@@ -218,16 +219,24 @@ func NewCache[V any](n *Node, c CacheConfig[V]) (*Cache[V], error) {
 	if c.Source != nil {
 		source, wrong = c.Source(n)
 	}
-	warm := c.WarmUp.plan(n, name)
+	t := n.config.tuned(name, CacheSettings{
+		TTL: c.TTL, NegativeTTL: c.NegativeTTL, Refresh: &c.Refresh, Budget: c.Budget, MaxStale: c.MaxStale,
+		SoftTimeout: c.SoftTimeout, LoadTimeout: c.LoadTimeout, RetryAfter: c.RetryAfter,
+		MaxEntries: c.MaxEntries, MaxBytes: c.MaxBytes, MaxValue: c.MaxValue, Compress: &c.Compress,
+		WarmUp: WarmUpSettings{Peers: &c.WarmUp.Peers, Limit: c.WarmUp.Limit, Rate: c.WarmUp.Rate, Timeout: c.WarmUp.Timeout, Every: c.WarmUp.Every},
+	})
+	own := c.WarmUp.plan(n, name)
+	c.WarmUp.Peers = *t.WarmUp.Peers
+	warm := own.tuned(c.WarmUp.plan(n, name), t.WarmUp, n.config.tuned(name, CacheSettings{}).MaxEntries)
 	if c.WriteBehind && c.Store == nil {
 		wrong = errors.Join(wrong, errors.New("CacheConfig.WriteBehind wants a Store: SQLStore, or one of your own"))
 	}
-	wrong = errors.Join(wrong, warm.check(c.MaxEntries))
-	s := settings{c.Budget, c.MaxStale, c.SoftTimeout, c.LoadTimeout}
+	wrong = errors.Join(wrong, warm.check(t.MaxEntries))
+	s := t.reads()
 	inner, err := newTiers(n, name, false, s, wrong, tiers.Config[V]{
-		Source: source, Tags: c.Tags, TTL: c.TTL, NegativeTTL: c.NegativeTTL, MaxEntries: c.MaxEntries, MaxBytes: c.MaxBytes,
-		Refresh: c.Refresh, RetryAfter: c.RetryAfter,
-		Codec: c.Codec, Compression: c.Compress, MaxValue: c.MaxValue, NoVerify: c.NoVerify,
+		Source: source, Tags: c.Tags, TTL: t.TTL, NegativeTTL: t.NegativeTTL, MaxEntries: t.MaxEntries, MaxBytes: t.MaxBytes,
+		Refresh: *t.Refresh, RetryAfter: t.RetryAfter,
+		Codec: c.Codec, Compression: *t.Compress, MaxValue: t.MaxValue, NoVerify: c.NoVerify,
 		Key: func(g cluster.Generation, id string) (string, error) {
 			key, err := n.keys.Entity(g, name.namespace, id, name.view)
 			if err != nil {
@@ -249,7 +258,7 @@ func NewCache[V any](n *Node, c CacheConfig[V]) (*Cache[V], error) {
 			return fail(errors.Join(err, inner.Close()))
 		}
 	}
-	if err := n.startWarmUp(warm, name, c.MaxEntries, c.MaxBytes, warmPlan{limit: 10_000, rate: 2_000}); err != nil {
+	if err := n.startWarmUp(warm, name, t.MaxEntries, t.MaxBytes, warmPlan{limit: 10_000, rate: 2_000}); err != nil {
 		return fail(err)
 	}
 	return made, nil

@@ -8,10 +8,12 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"net/url"
 	"os"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -45,6 +47,9 @@ type Config struct {
 	Budget time.Duration
 	// MaxStale is how old an answer may be when freshness cannot be proven; 0 = none is given.
 	MaxStale time.Duration
+	// Caches are settings for caches by name, over what their code says: namespace, for all views of it, or
+	// namespace/view, which counts more. A name that no cache has by the time of [Node.Ready] is logged.
+	Caches map[string]CacheSettings
 
 	// Logger gets what operators should know; nil = slog.Default(). Keys' values are never logged.
 	Logger *slog.Logger
@@ -95,13 +100,13 @@ type RedisConfig struct {
 	// top. It must heed its context. nil = a plain dialer. Where the announced addresses cannot be
 	// reached, behind proxies or NAT, it maps them.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
-	// Timeout bounds every call; 0 = 50 ms.
+	// Timeout bounds every call, 1 ms to 1 min; 0 = 50 ms.
 	Timeout time.Duration
 	// LeaseWait is how long a miss waits for another replica that is loading the same key before it
 	// loads, too, out of its LoadTimeout; 0 = 500 ms, or a quarter of LoadTimeout if that is shorter.
 	// Sources that take longer want more.
 	LeaseWait time.Duration
-	// MaxValue is the largest entry stored, in bytes; 0 = 8 MiB. Larger ones stay in L1, if they fit.
+	// MaxValue is the largest entry stored, in bytes, up to 512 MiB; 0 = 8 MiB. Larger ones stay in L1, if they fit.
 	MaxValue int
 	// CleanRate bounds the keys that the primaries go through in a second, all together, when entries of old
 	// generations are removed; 0 = 10,000.
@@ -122,11 +127,19 @@ const MaxBudget = 24 * time.Hour
 
 var nodeID = regexp.MustCompile(`^[A-Za-z0-9._-]{1,64}$`)
 
-// Validate reports all problems at once, each naming its field.
+// ConfigError is one problem of one field of a [Config].
+type ConfigError struct {
+	Field string // such as Postgres.PollInterval; of a map, with the key: Caches.product/list
+	Want  string // what is wrong, and what would be right
+}
+
+func (e *ConfigError) Error() string { return "node: Config." + e.Field + ": " + e.Want }
+
+// Validate reports all problems at once, each a [*ConfigError], joined.
 func (c Config) Validate() error {
 	var problems []error
 	wrong := func(field, format string, args ...any) {
-		problems = append(problems, fmt.Errorf("node: Config.%s: %s", field, fmt.Sprintf(format, args...)))
+		problems = append(problems, &ConfigError{field, fmt.Sprintf(format, args...)})
 	}
 	if _, err := cluster.NewKeys(c.App); err != nil {
 		wrong("App", "%v", err)
@@ -160,6 +173,7 @@ func (c Config) Validate() error {
 		{"Postgres.PollTimeout", c.Postgres.PollTimeout, 10 * time.Millisecond, time.Minute},
 		{"Postgres.LoadTimeout", c.Postgres.LoadTimeout, 10 * time.Millisecond, 10 * time.Minute},
 		{"Postgres.WriteTimeout", c.Postgres.WriteTimeout, 10 * time.Millisecond, 24 * time.Hour},
+		{"Redis.Timeout", c.Redis.Timeout, time.Millisecond, time.Minute},
 		{"Redis.LeaseWait", c.Redis.LeaseWait, time.Millisecond, time.Minute},
 		{"Postgres.Retention", c.Postgres.Retention, time.Minute, 7 * 24 * time.Hour},
 		{"WriteBehind.Timeout", c.WriteBehind.Timeout, 10 * time.Millisecond, time.Minute},
@@ -180,6 +194,7 @@ func (c Config) Validate() error {
 	}{
 		{"Postgres.MaxConns", c.Postgres.MaxConns, 1000},
 		{"Postgres.Queue", c.Postgres.Queue, 1_000_000},
+		{"Redis.MaxValue", c.Redis.MaxValue, 512 << 20}, // Redis takes no more
 		{"Redis.CleanRate", c.Redis.CleanRate, tiers.MaxSweepRate},
 		{"Verify.Sample", c.Verify.Sample, 1000},
 		{"WriteBehind.MaxPending", c.WriteBehind.MaxPending, 1_000_000},
@@ -199,9 +214,19 @@ func (c Config) Validate() error {
 	if c.WriteBehind.minRetry() > c.WriteBehind.maxRetry() {
 		wrong("WriteBehind.MinRetry", "%v is above MaxRetry %v", c.WriteBehind.minRetry(), c.WriteBehind.maxRetry())
 	}
-	if len(c.Redis.Addrs) > 0 {
-		if err := c.l2().Validate(); err != nil {
-			wrong("Redis", "%v", err)
+	for i, address := range c.Redis.Addrs {
+		if host, port, err := net.SplitHostPort(address); err != nil || host == "" || port == "" {
+			wrong("Redis.Addrs", "address no. %d is not host:port", i+1)
+		}
+	}
+	if c.Redis.Username != "" && c.Redis.Password == "" {
+		wrong("Redis.Username", "is set without a Password")
+	}
+	for _, name := range slices.Sorted(maps.Keys(c.Caches)) {
+		if err := errors.Join(checkCacheName(name), c.Caches[name].validate(c)); err != nil {
+			for problem := range strings.SplitSeq(err.Error(), "\n") {
+				wrong("Caches."+name, "%s", problem)
+			}
 		}
 	}
 	return errors.Join(problems...)

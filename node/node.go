@@ -58,6 +58,8 @@ type Node struct {
 
 	due alarm // wakes the duty that runs what is due
 
+	settingsChecked sync.Once // the names in Config.Caches, by Ready
+
 	writes sync.WaitGroup // and transactions of snapshots, and samples, under way; entered under mu, unless closed
 
 	mu      sync.RWMutex
@@ -332,6 +334,7 @@ func (n *Node) Ready(ctx context.Context) error {
 	if q := n.puts.Load(); q != nil {
 		q.awaitFollowing(ctx)
 	}
+	n.settingsChecked.Do(n.warnOfSettings)
 	n.mu.RLock()
 	warmUps := slices.Collect(maps.Values(n.warmUps))
 	n.mu.RUnlock()

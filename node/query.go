@@ -13,7 +13,8 @@ import (
 	"github.com/freshet-cache/freshet/tiers"
 )
 
-// QueryConfig describes a cache of query results: lists, counts.
+// QueryConfig describes a cache of query results: lists, counts. What of it [CacheSettings] can say, operators may
+// replace by [Config.Caches].
 type QueryConfig[V any] struct {
 	// Namespace is that of the entities the query is about: invalidating it invalidates the results.
 	Namespace string
@@ -59,15 +60,23 @@ func NewQueryCache[V any](n *Node, c QueryConfig[V]) (*QueryCache[V], error) {
 	fail := func(err error) (*QueryCache[V], error) {
 		return nil, fmt.Errorf("node: query cache of %q, view %q: %w", name.namespace, name.view, err)
 	}
-	warm := c.WarmUp.plan(n, name)
-	wrong := warm.check(c.MaxEntries)
+	t := n.config.tuned(name, CacheSettings{
+		TTL: c.TTL, NegativeTTL: c.NegativeTTL, Refresh: &c.Refresh, Budget: c.Budget, MaxStale: c.MaxStale,
+		SoftTimeout: c.SoftTimeout, LoadTimeout: c.LoadTimeout, RetryAfter: c.RetryAfter,
+		MaxEntries: c.MaxEntries, MaxBytes: c.MaxBytes, MaxValue: c.MaxValue, Compress: &c.Compress,
+		WarmUp: WarmUpSettings{Peers: &c.WarmUp.Peers, Limit: c.WarmUp.Limit, Rate: c.WarmUp.Rate, Timeout: c.WarmUp.Timeout, Every: c.WarmUp.Every},
+	})
+	own := c.WarmUp.plan(n, name)
+	c.WarmUp.Peers = *t.WarmUp.Peers
+	warm := own.tuned(c.WarmUp.plan(n, name), t.WarmUp, n.config.tuned(name, CacheSettings{}).MaxEntries)
+	wrong := warm.check(t.MaxEntries)
 	if c.Query == nil {
 		wrong = errors.Join(errors.New("QueryConfig.Query is nil; want a function that gives the SQL"), wrong)
 	}
 	config := tiers.Config[V]{
-		TTL: c.TTL, NegativeTTL: cmp.Or(c.NegativeTTL, c.TTL), MaxEntries: c.MaxEntries, MaxBytes: c.MaxBytes,
-		Refresh: c.Refresh, RetryAfter: c.RetryAfter,
-		Codec: c.Codec, Compression: c.Compress, MaxValue: c.MaxValue, NoVerify: c.NoVerify,
+		TTL: t.TTL, NegativeTTL: cmp.Or(t.NegativeTTL, t.TTL), MaxEntries: t.MaxEntries, MaxBytes: t.MaxBytes,
+		Refresh: *t.Refresh, RetryAfter: t.RetryAfter,
+		Codec: c.Codec, Compression: *t.Compress, MaxValue: t.MaxValue, NoVerify: c.NoVerify,
 		Source: tiers.NewQuerySource[V](n.loads, func(id string) (string, []any, error) {
 			p, err := paramsOf(id)
 			if err != nil {
@@ -97,10 +106,10 @@ func NewQueryCache[V any](n *Node, c QueryConfig[V]) (*QueryCache[V], error) {
 			return c.Tags(p, v)
 		}
 	}
-	s := settings{c.Budget, c.MaxStale, c.SoftTimeout, c.LoadTimeout}
+	s := t.reads()
 	inner, err := newTiers(n, name, true, s, wrong, config)
 	if err == nil {
-		err = n.startWarmUp(warm, name, c.MaxEntries, c.MaxBytes, warmPlan{limit: 1_000, rate: 200})
+		err = n.startWarmUp(warm, name, t.MaxEntries, t.MaxBytes, warmPlan{limit: 1_000, rate: 200})
 	}
 	if err != nil {
 		return fail(err)

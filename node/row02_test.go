@@ -3,6 +3,7 @@ package node_test
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"math"
 	"strings"
 	"testing"
@@ -94,6 +95,77 @@ func TestRow02Settings(t *testing.T) {
 		}
 	}
 	s.settingsAreValidated(r[0].Node)
+}
+
+// Row 2, what operators say of caches: it holds over the code's, that of a view over that of its namespace, on caches of
+// entities and of queries; the rest stays as the code says. What is wrong with it is told when the node opens.
+func TestRow02Operators(t *testing.T) {
+	s := newSite(t)
+	log := &logBuffer{}
+	peers := false
+	r := s.open(func(c *node.Config, cache *node.CacheConfig[Thing]) {
+		c.Logger = slog.New(slog.NewTextHandler(log, nil))
+		c.Caches = map[string]node.CacheSettings{
+			"thing":         {TTL: 20 * time.Minute, MaxEntries: 16, Budget: time.Minute, MaxStale: -1, WarmUp: node.WarmUpSettings{Peers: &peers}},
+			"thing/names":   {TTL: 10 * time.Minute, Refresh: &node.Refresh{}, Compress: &node.Compression{Algorithm: node.Zstd}},
+			"things/detail": {TTL: time.Hour},
+		}
+		c.MaxStale = time.Minute
+		cache.TTL, cache.NegativeTTL, cache.MaxEntries = time.Hour, 40*time.Minute, 1000
+		cache.WarmUp = node.WarmUp{Peers: true, Query: `select id from things order by id`, Limit: 200}
+	})
+	names, err := node.NewQueryCache(r.Node, node.QueryConfig[[]string]{
+		Namespace: "thing", View: "names", TTL: time.Hour, Query: func(cluster.Params) (string, []any, error) {
+			return `select jsonb_agg(name order by id) from things`, nil, nil
+		},
+		WarmUp: node.QueryWarmUp{Peers: true, Limit: 10}, // which operators turn off
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.ready(r)
+	if warm := r.of().WarmUps; len(warm) != 1 || warm[0].Source != "query" || warm[0].IDs != 16 {
+		t.Errorf("the warm-ups are %+v, want one of 16 ids by the query", warm)
+	}
+	for n := range 200 {
+		s.get(r, thing(n+1))
+	}
+	if entries := r.of().L1Entries; entries == 0 || entries > 16 {
+		t.Errorf("L1 has %d entries, want up to 16", entries)
+	}
+	within := func(what string, left time.Duration, tier node.Tier, err error, ttl time.Duration) {
+		t.Helper()
+		if err != nil || tier == 0 || left < ttl*8/10 || left > ttl*12/10 {
+			t.Errorf("%s is kept for %v by %v, %v; want about %v", what, left, tier, err, ttl)
+		}
+	}
+	ctx := t.Context()
+	left, tier, err := r.things.TTL(ctx, thing(200))
+	within("an entity", left, tier, err, 20*time.Minute)
+	if _, err := r.things.Get(ctx, "none"); !errors.Is(err, node.ErrNotFound) {
+		t.Fatal(err)
+	}
+	left, tier, err = r.things.TTL(ctx, "none")
+	within("what does not exist, as the code says,", left, tier, err, 40*time.Minute)
+	if all, err := names.Get(ctx, nil); err != nil || len(all) != 200 {
+		t.Fatalf("%d names, %v", len(all), err)
+	}
+	left, tier, err = names.TTL(ctx, nil)
+	within("the query", left, tier, err, 10*time.Minute)
+	if !strings.Contains(log.String(), "things/detail") || strings.Contains(log.String(), "thing/names") {
+		t.Errorf("the log does not warn of the name that no cache has, and of no other:\n%s", log)
+	}
+
+	c := s.config()
+	c.Caches = map[string]node.CacheSettings{
+		"Thing": {}, "a/b/c": {}, "thing": {TTL: time.Millisecond, Budget: time.Millisecond, Refresh: &node.Refresh{Ahead: 2}, WarmUp: node.WarmUpSettings{Every: 1}},
+	}
+	_, err = node.Open(ctx, c)
+	for _, want := range []string{"Config.Caches.Thing:", "Config.Caches.a/b/c:", "Config.Caches.thing: tiers: TTL", "thing: Budget", "Refresh.Ahead", "WarmUp.Every"} {
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s is not in: %v", want, err)
+		}
+	}
 }
 
 // settingsAreValidated makes caches of wrong settings.

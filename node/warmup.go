@@ -119,6 +119,23 @@ func (u *QueryWarmUp) plan(n *Node, name cacheName) warmPlan {
 	return p
 }
 
+// tuned is what becomes of the code's plan under the operators' settings: left is the plan with the sources that they
+// leave, and most, unless 0, the entries to which they have bounded the cache.
+func (p warmPlan) tuned(left warmPlan, s WarmUpSettings, most int) warmPlan {
+	switch {
+	case len(left.sources) > 0:
+		left.limit, left.rate, left.timeout, left.every = s.Limit, s.Rate, s.Timeout, s.Every
+		if most > 0 {
+			left.limit = min(left.limit, most)
+		}
+		return left
+	case len(p.sources) > 0:
+		return warmPlan{} // they have turned it off
+	default:
+		return p
+	}
+}
+
 // check reports all problems at once, each naming its field.
 func (p *warmPlan) check(maxEntries int) error {
 	var problems []error

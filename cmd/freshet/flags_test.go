@@ -30,8 +30,7 @@ func TestUsageErrors(t *testing.T) {
 		{"up --restart slowly", []string{"--restart", "start-first, stop-first"}},
 		{"up --restart start-first", []string{"--restart: only with load"}},
 		{"up --restart stop-first --kill nats --rate 1 --replicas 1 --at -1s", []string{"--restart: not together with --kill", "--replicas 2", "--at: -1s"}},
-		{"serve", []string{"--postgres: missing"}},
-		{"serve --postgres x --admin-tls-client-ca y", []string{"--admin-tls-cert: missing", "--admin-tls-key: missing"}},
+		{"serve", []string{"--postgres: is empty"}},
 		{
 			"serve --postgres x --app A --listen x --redis y --nats z --budget -1s --max-stale 999h --drain-delay 1h",
 			[]string{"--app:", "--listen:", "--redis:", "--nats:", "--budget:", "--max-stale:", "--drain-delay:"},
@@ -85,7 +84,7 @@ func TestHelp(t *testing.T) {
 	if code := run(t.Context(), []string{"--help"}, strings.NewReader(""), &stdout, &stderr); code != 0 {
 		t.Fatalf("exit code %d: %s", code, stderr.String())
 	}
-	for _, command := range []string{"up", "serve", "migrate", "version"} {
+	for _, command := range []string{"up", "serve", "config", "completion", "migrate", "version"} {
 		if !strings.Contains(stdout.String(), "\n  "+command+" ") {
 			t.Errorf("the help lacks %s", command)
 		}

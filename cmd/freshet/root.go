@@ -5,12 +5,9 @@ import (
 	"fmt"
 	"os"
 	"strings"
-	"unicode"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
-
-	"github.com/freshet-cache/freshet/internal/replica"
 )
 
 func newRoot() *cobra.Command {
@@ -38,7 +35,7 @@ flag wins.`,
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return usage(fmt.Errorf("%w; see `%s --help`", err, cmd.CommandPath()))
 	})
-	root.AddCommand(newUp(), newServe(), newMigrate(), newVerify(), newVersion(), newMembers())
+	root.AddCommand(newUp(), newServe(), newMigrate(), newVerify(), newVersion(), newMembers(), newConfig())
 	return root
 }
 
@@ -50,14 +47,14 @@ func noArguments(cmd *cobra.Command, args []string) error {
 	return usage(fmt.Errorf("%s takes no argument, got %q; see `%s --help`", cmd.CommandPath(), args[0], cmd.CommandPath()))
 }
 
-// environment sets the flags that the command line left alone from their variables. It reports all
-// unusable variables at once.
+// environment sets the flags that the command line left alone from their variables, but for the keys of a configuration. It
+// reports all unusable variables at once.
 func environment(flags *pflag.FlagSet) error {
 	var problems []error
 	flags.VisitAll(func(f *pflag.Flag) {
 		name := variable(f.Name)
 		value, given := os.LookupEnv(name)
-		if f.Changed || !given || f.Name == "help" {
+		if _, isKey := f.Annotations[keyOfFlag]; isKey || f.Changed || !given || f.Name == "help" {
 			return
 		}
 		if err := flags.Set(f.Name, value); err != nil {
@@ -72,44 +69,10 @@ func environment(flags *pflag.FlagSet) error {
 	return errors.Join(problems...)
 }
 
+// prefix begins the variables of Freshet.
+const prefix = "FRESHET_"
+
 // variable is the environment variable of a flag.
 func variable(flag string) string {
-	return "FRESHET_" + strings.ToUpper(strings.ReplaceAll(flag, "-", "_"))
-}
-
-// namingFlags turns the problems of a configuration's fields into problems of the flags of the same
-// names.
-func namingFlags(err error) error {
-	if err == nil {
-		return nil
-	}
-	joined, ok := err.(interface{ Unwrap() []error })
-	if !ok {
-		return usage(err)
-	}
-	var problems []error
-	for _, problem := range joined.Unwrap() {
-		if field, ok := errors.AsType[*replica.ConfigError](problem); ok {
-			problem = fmt.Errorf("--%s: %s", flagOf(field.Field), field.Want)
-		}
-		problems = append(problems, problem)
-	}
-	return usage(errors.Join(problems...))
-}
-
-// flagOf is the flag of a configuration's field: "MaxStale" is --max-stale, "ID" --id, "NATS" --nats, "AdminTLS.CertFile"
-// --admin-tls-cert.
-func flagOf(field string) string {
-	if file, ok := strings.CutPrefix(field, "AdminTLS."); ok {
-		return "admin-tls-" + flagOf(strings.TrimSuffix(file, "File"))
-	}
-	var b strings.Builder
-	runes := []rune(field)
-	for i, r := range runes {
-		if i > 0 && unicode.IsUpper(r) && unicode.IsLower(runes[i-1]) {
-			b.WriteByte('-')
-		}
-		b.WriteRune(unicode.ToLower(r))
-	}
-	return b.String()
+	return prefix + strings.ToUpper(strings.ReplaceAll(flag, "-", "_"))
 }

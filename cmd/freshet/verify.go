@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/spf13/cobra"
 
@@ -104,6 +105,19 @@ func (o *verifyOptions) complete() error {
 		}
 	}
 	return errors.Join(problems...)
+}
+
+// flagOf is the flag of a field of the options: "MaxStale" is --max-stale, "ID" --id.
+func flagOf(field string) string {
+	var b strings.Builder
+	runes := []rune(field)
+	for i, r := range runes {
+		if i > 0 && unicode.IsUpper(r) && unicode.IsLower(runes[i-1]) {
+			b.WriteByte('-')
+		}
+		b.WriteRune(unicode.ToLower(r))
+	}
+	return b.String()
 }
 
 func listFaults(to io.Writer) error {

@@ -36,6 +36,8 @@ masterauth %[2]s
 type Access struct {
 	Username, Password string
 	TLS                *tls.Config // nil = plain TCP
+	// The paths of what is in TLS, in PEM: the authority's certificate, the client's and its key.
+	AuthorityFile, CertFile, KeyFile string
 }
 
 // Access is that of applications. It is empty unless [Options.RedisSecure] was asked for.
@@ -59,7 +61,7 @@ func (r *Redis) secure() (settings string, err error) {
 	if err != nil {
 		return "", err
 	}
-	for name, text := range map[string]string{"authority.crt": authority.text, "node.crt": node.text, "node.key": node.keyText} {
+	for name, text := range map[string]string{"authority.crt": authority.text, "node.crt": node.text, "node.key": node.keyText, "client.crt": client.text, "client.key": client.keyText} {
 		if err := r.site.write(filepath.Join(dir, name), text); err != nil {
 			return "", err
 		}
@@ -71,8 +73,9 @@ func (r *Redis) secure() (settings string, err error) {
 	roots := x509.NewCertPool()
 	roots.AddCert(authority.certificate)
 	config := &tls.Config{RootCAs: roots, Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12}
-	r.own = Access{"stack", rand.Text(), config}
-	r.cache = Access{"cache", rand.Text(), config}
+	files := [3]string{filepath.Join(dir, "authority.crt"), filepath.Join(dir, "client.crt"), filepath.Join(dir, "client.key")}
+	r.own = Access{"stack", rand.Text(), config, files[0], files[1], files[2]}
+	r.cache = Access{"cache", rand.Text(), config, files[0], files[1], files[2]}
 	return fmt.Sprintf(secureSettings, redisEscape.Replace(dir), r.own.Password, r.cache.Password), nil
 }
 

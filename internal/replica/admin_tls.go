@@ -12,33 +12,8 @@ import (
 	"time"
 )
 
-// AdminTLS has the admin port speak TLS 1.3, and tells who is an operator. The files are read anew when they have changed,
-// at most once a second, so that certificates can be renewed without a restart; what cannot be used then is logged, and what
-// was there before stays. The zero value is plain HTTP.
-type AdminTLS struct {
-	// CertFile is the path of the port's certificate and its chain, KeyFile that of its private key, both PEM.
-	CertFile, KeyFile string
-	// ClientCAFile is the path of PEM certificates of authorities; a client with a valid certificate of one of them may do
-	// what the admin token allows. A client that shows none may still see what asks for no credential; one that shows
-	// another is refused. "" = client certificates are not asked for.
-	ClientCAFile string
-}
-
 // enabled reports whether the port speaks TLS.
 func (t AdminTLS) enabled() bool { return t != AdminTLS{} }
-
-// check reports what is missing.
-func (t AdminTLS) check(wrong func(field, format string, args ...any)) {
-	if !t.enabled() {
-		return
-	}
-	if t.CertFile == "" {
-		wrong("AdminTLS.CertFile", "missing; want the certificate of the admin port, too")
-	}
-	if t.KeyFile == "" {
-		wrong("AdminTLS.KeyFile", "missing; want the key of the admin port's certificate, too")
-	}
-}
 
 // certificatesEvery bounds how often files are read for new connections.
 const certificatesEvery = time.Second

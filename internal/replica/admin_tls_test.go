@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"github.com/freshet-cache/freshet/internal/replica"
+	"github.com/freshet-cache/freshet/node"
 )
 
 // authority issues certificates.
@@ -126,7 +127,7 @@ func TestAdminTLS(t *testing.T) {
 	ours.write(files.ClientCAFile, "CERTIFICATE", ours.own.Raw)
 	said := &lockedText{}
 	u := run(t, replica.Config{
-		App: "admintls", Postgres: "postgres://x@127.0.0.1:1/x?sslmode=disable", StartTimeout: time.Millisecond, AdminTLS: files,
+		Node: node.Config{App: "admintls", Postgres: node.PostgresConfig{DSN: "postgres://x@127.0.0.1:1/x?sslmode=disable"}}, StartTimeout: time.Millisecond, AdminTLS: files,
 		Logger: slog.New(slog.NewTextHandler(said, nil)),
 	})
 
@@ -213,7 +214,7 @@ func TestAdminTLS(t *testing.T) {
 func TestAdminTLSFiles(t *testing.T) {
 	folder := t.TempDir()
 	files := replica.AdminTLS{CertFile: filepath.Join(folder, "tls.crt"), KeyFile: filepath.Join(folder, "tls.key"), ClientCAFile: filepath.Join(folder, "ca.crt")}
-	c := replica.Config{App: "files", Postgres: "postgres://x", Listen: "127.0.0.1:0", Admin: "127.0.0.1:0", AdminTLS: files}
+	c := replica.Config{Node: node.Config{App: "files", Postgres: node.PostgresConfig{DSN: "postgres://x"}}, Listen: "127.0.0.1:0", Admin: "127.0.0.1:0", AdminTLS: files}
 	fails := func(want string) {
 		t.Helper()
 		if r, err := replica.Listen(t.Context(), c); err == nil {
@@ -235,5 +236,5 @@ func TestAdminTLSFiles(t *testing.T) {
 	a.write(files.CertFile, "CERTIFICATE", a.own.Raw)
 	fails("AdminTLS.CertFile and KeyFile: ")
 	c.AdminTLS = replica.AdminTLS{ClientCAFile: "x"}
-	fails("AdminTLS.KeyFile: missing")
+	fails("given without admin.tls.cert_file")
 }

@@ -15,16 +15,14 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/freshet-cache/freshet/node"
+	"github.com/freshet-cache/freshet/node/nodeconfig"
 )
 
-// Config says what a replica is and where its servers are. App and Postgres are required.
+// Config says what a replica is. Node.App and Node.Postgres.DSN are required.
 type Config struct {
-	// App names keys and subjects: a letter a-z, then up to 31 of a-z, 0-9, '-'. Replicas that share
-	// it share their entries.
-	App string
-	// ID names the replica among its peers: up to 63 of a-z, A-Z, 0-9, '.', '_', '-'; "" = the host
-	// name and the process id.
-	ID string
+	// Node is the configuration of the replica's node. Its ID is, if empty, the host name and the process id, its Address
+	// what Listen became; Logger and Registry are the replica's.
+	Node node.Config
 	// Listen is the host:port of the API; "" = 127.0.0.1:8080. Port 0 = any free one.
 	Listen string
 	// Admin is the host:port of metrics, probes and stats; "" = 127.0.0.1:9090. Port 0 = any free one.
@@ -32,24 +30,10 @@ type Config struct {
 	// AdminTokenFile is the path of a file with the token of the admin port, at least 32 bytes; "" = none, and
 	// nothing can be changed there.
 	AdminTokenFile string
-	// AdminTLS is for the admin port; zero = plain HTTP.
+	// AdminTLS is how the admin port speaks TLS; zero = it does not.
 	AdminTLS AdminTLS
-	// Advertise is the host:port at which peers and operators reach the API; "" = what Listen became.
-	Advertise string
-	// Postgres is the DSN of the source: a postgres:// URL or key=value text, as lib/pq reads it.
-	Postgres string
-	// Redis are host:port of some or all of the cluster's servers; none = no L2.
-	Redis []string
-	// RedisUser and RedisPassword are the credentials, "" = none.
-	RedisUser, RedisPassword string
-	// NATS are the servers' nats:// or tls:// URLs; none = no bus.
-	NATS []string
-	// Budget is the default bound on the age of a FRESH answer; 0 = 1 s. More than the node's poll
-	// interval of 250 ms, at most an hour.
-	Budget time.Duration
-	// MaxStale is how old a STALE answer may be while freshness cannot be proven; 0 = never answer
-	// STALE. At most a day.
-	MaxStale time.Duration
+	// Trace is where spans are sent; zero = there are none.
+	Trace Trace
 	// StartTimeout bounds the wait for the first poll of Postgres and for warm caches, after which the
 	// replica starts degraded; 0 = 10 s. At most 5 minutes.
 	StartTimeout time.Duration
@@ -58,19 +42,39 @@ type Config struct {
 	DrainDelay time.Duration
 	// DrainTimeout bounds the wait for requests in flight in a drain; 0 = 30 s. At most 5 minutes.
 	DrainTimeout time.Duration
+	// LogLevel and LogFormat, "text", "json" or "" for whichever suits standard error, are for who makes the Logger.
+	LogLevel  slog.Level
+	LogFormat string
 	// Logger is where the replica and its node log; nil = slog.Default().
 	Logger *slog.Logger
 }
 
-// pollInterval is the node's default, which the replica leaves as it is.
-const pollInterval = 250 * time.Millisecond
+// AdminTLS has the admin port speak TLS 1.3, and tells who is an operator. The files, PEM, are read anew when they have
+// changed, at most once a second, so that certificates can be renewed without a restart; what cannot be used then is logged,
+// and what was there before stays. The zero value is plain HTTP.
+type AdminTLS struct {
+	// CertFile is the path of the port's certificate and its chain, KeyFile that of its private key.
+	CertFile, KeyFile string
+	// ClientCAFile is the path of the certificates of authorities; a client with a valid certificate of one of them may do
+	// what the admin token allows. A client that shows none may still see what asks for no credential; one that shows
+	// another is refused. "" = client certificates are not asked for.
+	ClientCAFile string
+}
+
+// Trace says where spans are sent.
+type Trace struct {
+	// Endpoint is the URL of an OTLP collector, such as http://collector:4318; "" = none.
+	Endpoint string
+	// Sample is the part of traces that are kept, 0 to 1, of those that no caller has decided on.
+	Sample float64
+}
 
 func (c Config) id() string {
-	if c.ID != "" {
-		return c.ID
+	if c.Node.ID != "" {
+		return c.Node.ID
 	}
 	host, err := os.Hostname()
-	if err != nil || !idText.MatchString(host) || len(host) > 40 {
+	if err != nil || !idText.MatchString(host) {
 		host = "replica"
 	}
 	return fmt.Sprintf("%s-%d", host, os.Getpid())
@@ -78,108 +82,89 @@ func (c Config) id() string {
 
 func (c Config) listen() string              { return cmp.Or(c.Listen, "127.0.0.1:8080") }
 func (c Config) admin() string               { return cmp.Or(c.Admin, "127.0.0.1:9090") }
-func (c Config) budget() time.Duration       { return cmp.Or(c.Budget, time.Second) }
 func (c Config) startTimeout() time.Duration { return cmp.Or(c.StartTimeout, 10*time.Second) }
 func (c Config) drainTimeout() time.Duration { return cmp.Or(c.DrainTimeout, 30*time.Second) }
 func (c Config) logger() *slog.Logger        { return cmp.Or(c.Logger, slog.Default()) }
 
-// ConfigError is one problem of one field.
-type ConfigError struct {
-	Field string // the name in Config
-	Want  string // what would be right, after what is wrong
+// idText is a host name that can be part of an id.
+var idText = regexp.MustCompile(`^[a-zA-Z0-9._-]{1,40}$`)
+
+// longest bounds the waits of a replica.
+const longest = 5 * time.Minute
+
+// Declare declares the keys of a replica's configuration, those of its node among them. Load validates it.
+func (c *Config) Declare(s *nodeconfig.Settings) {
+	s.Add("listen", "Address of the API, host:port; port 0 takes any free one.", nodeconfig.Text(&c.Listen).Default(c.listen()))
+	s.Add("start_timeout", "Longest wait for Postgres and warm caches before the replica starts degraded.", nodeconfig.Duration(&c.StartTimeout, time.Millisecond, longest).Default("10s"))
+	s.Add("drain_delay", "Time between /readyz turning 503 and the end of accepting: two check intervals of the load balancer in front.",
+		nodeconfig.Duration(&c.DrainDelay, 0, longest).Default("0s"))
+	s.Add("drain_timeout", "Longest wait for requests in flight in a drain.", nodeconfig.Duration(&c.DrainTimeout, time.Millisecond, longest).Default("30s"))
+	s.Node(&c.Node)
+	s.Add("admin.listen", "Address of metrics, probes and what operators see and steer, host:port; reading asks for no credential.", nodeconfig.Text(&c.Admin).Default(c.admin()))
+	s.Add("admin.token_file", "Path of a file with the token, 32 bytes or more, for what changes anything on the admin port; without, nothing can be changed there.", nodeconfig.Text(&c.AdminTokenFile))
+	s.KeyPair("admin.tls", "the admin port", &c.AdminTLS.CertFile, &c.AdminTLS.KeyFile)
+	s.Add("admin.tls.client_ca_file", "Path of the certificates, in PEM, of the authorities whose clients may do there what the token allows.", nodeconfig.Text(&c.AdminTLS.ClientCAFile))
+	s.Add("log.level", "From which level on something is logged.",
+		nodeconfig.OneOf(&c.LogLevel, []string{"debug", "info", "warn", "error"}, []slog.Level{slog.LevelDebug, slog.LevelInfo, slog.LevelWarn, slog.LevelError}).Default("info"))
+	s.Add("log.format", "How it is written.", nodeconfig.OneOf(&c.LogFormat, []string{"text", "json"}, []string{"text", "json"}).Without("text on a terminal, json elsewhere"))
+	s.Add("trace.endpoint", "URL of an OTLP collector over HTTP that spans are sent to, such as http://collector:4318; without, there are none.", nodeconfig.URL(&c.Trace.Endpoint))
+	s.Add("trace.sample", "Part of the traces that are kept, of those on which no caller has decided.", nodeconfig.Number(&c.Trace.Sample, 0, 1).Default("0"))
+	s.Check(func() error { return c.validate() })
 }
 
-func (e *ConfigError) Error() string { return e.Field + ": " + e.Want }
+// Validate reports all problems at once, joined: each a [*nodeconfig.KeyError] or a [*node.ConfigError].
+func (c Config) Validate() error { return errors.Join(c.validate(), c.Node.Validate()) }
 
-var (
-	appText = regexp.MustCompile(`^[a-z][a-z0-9-]{0,31}$`)
-	idText  = regexp.MustCompile(`^[a-zA-Z0-9._-]{1,63}$`)
-)
-
-// Validate reports all problems at once, each a [*ConfigError], joined.
-func (c Config) Validate() error {
+// validate is Validate without the node.
+func (c Config) validate() error {
 	var problems []error
-	wrong := func(field, format string, args ...any) {
-		problems = append(problems, &ConfigError{field, fmt.Sprintf(format, args...)})
+	wrong := func(key, format string, args ...any) {
+		problems = append(problems, &nodeconfig.KeyError{Key: key, Want: fmt.Sprintf(format, args...)})
 	}
-	if !appText.MatchString(c.App) {
-		wrong("App", "%.40q is not a name; want a letter a-z, then up to 31 of a-z, 0-9 and '-'", c.App)
-	}
-	if c.ID != "" && !idText.MatchString(c.ID) {
-		wrong("ID", "%.80q is not an id; want 1 to 63 letters, digits, '.', '_' or '-'", c.ID)
-	}
-	for _, a := range []struct{ field, value string }{{"Listen", c.listen()}, {"Admin", c.admin()}} {
+	for _, a := range []struct{ key, value string }{{"listen", c.listen()}, {"admin.listen", c.admin()}} {
 		if err := hostPort(a.value, true); err != nil {
-			wrong(a.field, "%v", err)
+			wrong(a.key, "%v", err)
 		}
 	}
 	if c.listen() == c.admin() && !strings.HasSuffix(c.admin(), ":0") {
-		wrong("Admin", "%s is the API's address too; the admin port must be another", c.admin())
+		wrong("admin.listen", "%s is the API's address too; the admin port must be another", c.admin())
 	}
-	c.AdminTLS.check(wrong)
-	if c.Advertise != "" {
-		if err := hostPort(c.Advertise, false); err != nil {
-			wrong("Advertise", "%v", err)
+	if c.Node.Address != "" {
+		if err := hostPort(c.Node.Address, false); err != nil {
+			wrong("address", "%v", err)
 		}
 	}
-	if c.Postgres == "" {
-		wrong("Postgres", "missing; want the source's DSN, such as postgres://user@host:5432/shop?sslmode=require")
-	} else if strings.Contains(c.Postgres, "://") {
-		if u, err := url.Parse(c.Postgres); err != nil {
-			// The parse error would repeat the URL with its password.
-			wrong("Postgres", "not a URL; want postgres://user:password@host:5432/database, special characters percent-encoded")
-		} else if u.Scheme != "postgres" && u.Scheme != "postgresql" {
-			wrong("Postgres", "scheme %.20q; want postgres://", u.Scheme)
+	if c.AdminTLS.ClientCAFile != "" && c.AdminTLS.CertFile == "" {
+		wrong("admin.tls.client_ca_file", "given without admin.tls.cert_file")
+	}
+	if c.Trace.Endpoint != "" {
+		if u, err := url.Parse(c.Trace.Endpoint); err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
+			wrong("trace.endpoint", "not a URL; want http://host:4318 or https://host:4318")
 		}
 	}
-	for _, a := range c.Redis {
-		if err := hostPort(a, false); err != nil {
-			wrong("Redis", "%v", err)
+	for _, text := range c.Node.NATS.URLs {
+		if u, err := url.Parse(text); err != nil || u.Host == "" || !(u.Scheme == "nats" || u.Scheme == "tls") {
+			wrong("nats.urls", "not a NATS URL; want nats://host:4222 or tls://host:4222")
 		}
-	}
-	for _, s := range c.NATS {
-		if u, err := url.Parse(s); err != nil || u.Host == "" || !(u.Scheme == "nats" || u.Scheme == "tls") {
-			wrong("NATS", "not a NATS URL; want nats://host:4222 or tls://host:4222")
-		}
-	}
-	if c.Budget > 0 && c.Budget <= pollInterval {
-		wrong("Budget", "%v; want more than the poll interval of %v (a request can ask for less, and waits for a poll then)", c.Budget, pollInterval)
 	}
 	for _, d := range []struct {
-		field      string
-		value, max time.Duration
+		key   string
+		value time.Duration
 	}{
-		{"Budget", c.Budget, time.Hour},
-		{"MaxStale", c.MaxStale, node.MaxBudget},
-		{"StartTimeout", c.StartTimeout, 5 * time.Minute},
-		{"DrainDelay", c.DrainDelay, 5 * time.Minute},
-		{"DrainTimeout", c.DrainTimeout, 5 * time.Minute},
+		{"start_timeout", c.StartTimeout}, {"drain_delay", c.DrainDelay}, {"drain_timeout", c.DrainTimeout},
 	} {
-		if d.value < 0 || d.value > d.max {
-			wrong(d.field, "%v; want between 0 and %v", d.value, d.max)
+		if d.value < 0 || d.value > longest {
+			wrong(d.key, "%v; want between 0 and %v", d.value, longest)
 		}
-	}
-	if len(problems) == 0 {
-		// What only the node knows to be wrong.
-		return c.node(c.id(), c.Advertise, nil, nil).Validate()
 	}
 	return errors.Join(problems...)
 }
 
 // node is the configuration of the replica's node.
 func (c Config) node(id, address string, log *slog.Logger, registry prometheus.Registerer) node.Config {
-	return node.Config{
-		App:      c.App,
-		ID:       id,
-		Address:  address,
-		Postgres: node.PostgresConfig{DSN: c.Postgres},
-		Redis:    node.RedisConfig{Addrs: c.Redis, Username: c.RedisUser, Password: c.RedisPassword},
-		NATS:     node.NATSConfig{URLs: c.NATS},
-		Budget:   c.Budget,
-		MaxStale: c.MaxStale,
-		Logger:   log,
-		Registry: registry,
-	}
+	n := c.Node
+	n.ID, n.Address, n.Logger, n.Registry = id, cmp.Or(n.Address, address), log, registry
+	return n
 }
 
 // hostPort reports what keeps the text from being an address, to listen on or to call.

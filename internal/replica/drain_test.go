@@ -15,6 +15,7 @@ import (
 
 	"github.com/freshet-cache/freshet/internal/devstack/stacktest"
 	"github.com/freshet-cache/freshet/internal/replica"
+	"github.com/freshet-cache/freshet/node"
 )
 
 // shopper is a client of one replica's API.
@@ -68,7 +69,11 @@ func TestDrainUnderLoad(t *testing.T) {
 	dsn, db := database(t)
 	stack := stacktest.Stack()
 	u := run(t, replica.Config{
-		App: "drainload", Postgres: dsn, Redis: stack.Redis.Addrs(), NATS: []string{stack.NATS.URL()}, DrainDelay: 2 * time.Second,
+		Node: node.Config{
+			App: "drainload", Postgres: node.PostgresConfig{DSN: dsn},
+			Redis: node.RedisConfig{Addrs: stack.Redis.Addrs()}, NATS: node.NATSConfig{URLs: []string{stack.NATS.URL()}},
+		},
+		DrainDelay: 2 * time.Second,
 	})
 	eventually(t, "ready", func() bool { return u.probe("/readyz") == 200 })
 
@@ -170,7 +175,7 @@ func TestDrainUnderLoad(t *testing.T) {
 // an error.
 func TestDrainWithUnusedConnections(t *testing.T) {
 	dsn, _ := database(t)
-	u := run(t, replica.Config{App: "drainunused", Postgres: dsn, DrainTimeout: 4 * time.Second})
+	u := run(t, replica.Config{Node: node.Config{App: "drainunused", Postgres: node.PostgresConfig{DSN: dsn}}, DrainTimeout: 4 * time.Second})
 	eventually(t, "ready", func() bool { return u.probe("/readyz") == 200 })
 	for _, address := range []string{u.API(), u.Admin()} {
 		c, err := net.Dial("tcp", address)
@@ -194,7 +199,9 @@ func TestDrainedReplicaLeaves(t *testing.T) {
 	dsn, db := database(t)
 	stack := stacktest.Stack()
 	start := func(id string) *running {
-		return run(t, replica.Config{App: "drainleave", ID: id, Postgres: dsn, NATS: []string{stack.NATS.URL()}})
+		return run(t, replica.Config{Node: node.Config{
+			App: "drainleave", ID: id, Postgres: node.PostgresConfig{DSN: dsn}, NATS: node.NATSConfig{URLs: []string{stack.NATS.URL()}},
+		}})
 	}
 	members := func(u *running) string {
 		_, _, body := u.mustGet(t, u.Admin()+"/readyz?verbose")

@@ -1,7 +1,6 @@
 package replica
 
 import (
-	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -116,13 +115,13 @@ func (r *Replica) Run(ctx context.Context) error {
 
 // open opens the node and builds the shop on it.
 func (r *Replica) open(ctx context.Context) error {
-	n, err := node.Open(ctx, r.config.node(r.id, cmp.Or(r.config.Advertise, r.API()), r.log, r.registry))
+	n, err := node.Open(ctx, r.config.node(r.id, r.API(), r.log, r.registry))
 	if err != nil {
 		return err
 	}
 	r.node.Store(n)
 	r.seen.Use(n)
-	options := shop.Options{Logger: r.log, WarmUp: true, WriteBehind: len(r.config.NATS) > 0}
+	options := shop.Options{Logger: r.log, WarmUp: true, WriteBehind: len(r.config.Node.NATS.URLs) > 0}
 	api, err := shop.New(n, options) //nolint:contextcheck // what a cache starts lives as long as its node
 	if err != nil {
 		return err

@@ -135,10 +135,18 @@ func eventually(t *testing.T, what string, is func() bool) {
 	}
 }
 
+// onStack is the configuration of a node on all servers.
+func onStack(app, id, dsn string) node.Config {
+	stack := stacktest.Stack()
+	return node.Config{
+		App: app, ID: id, Postgres: node.PostgresConfig{DSN: dsn}, Redis: node.RedisConfig{Addrs: stack.Redis.Addrs()},
+		NATS: node.NATSConfig{URLs: []string{stack.NATS.URL()}},
+	}
+}
+
 func TestServesTheShop(t *testing.T) {
 	dsn, db := database(t)
-	stack := stacktest.Stack()
-	u := run(t, replica.Config{App: "serves", ID: "r1", Postgres: dsn, Redis: stack.Redis.Addrs(), NATS: []string{stack.NATS.URL()}})
+	u := run(t, replica.Config{Node: onStack("serves", "r1", dsn)})
 	eventually(t, "started", func() bool { return u.probe("/startupz") == 200 })
 
 	code, header, body := u.mustGet(t, u.API()+"/products/7")
@@ -172,10 +180,9 @@ func TestServesTheShop(t *testing.T) {
 // A replica that is ready has in L1 what the shop shows first, and what is read on the replicas before it.
 func TestReadyWhenWarm(t *testing.T) {
 	dsn, db := database(t)
-	stack := stacktest.Stack()
 	start := func(id string) *running {
 		t.Helper()
-		u := run(t, replica.Config{App: "warm", ID: id, Postgres: dsn, Redis: stack.Redis.Addrs(), NATS: []string{stack.NATS.URL()}})
+		u := run(t, replica.Config{Node: onStack("warm", id, dsn)})
 		eventually(t, "ready", func() bool { return u.probe("/readyz") == 200 })
 		return u
 	}
@@ -221,10 +228,13 @@ func TestStartsWithEverythingDown(t *testing.T) {
 		return l.Addr().String()
 	}
 	u := run(t, replica.Config{
-		App: "down", ID: "alone", StartTimeout: time.Second,
-		Postgres: "postgres://shop@" + dead() + "/shop?sslmode=disable",
-		Redis:    []string{dead(), dead()},
-		NATS:     []string{"nats://" + dead()},
+		StartTimeout: time.Second,
+		Node: node.Config{
+			App: "down", ID: "alone",
+			Postgres: node.PostgresConfig{DSN: "postgres://shop@" + dead() + "/shop?sslmode=disable"},
+			Redis:    node.RedisConfig{Addrs: []string{dead(), dead()}},
+			NATS:     node.NATSConfig{URLs: []string{"nats://" + dead()}},
+		},
 	})
 	if code := u.probe("/livez"); code != 200 {
 		t.Errorf("/livez while starting: %d", code)
@@ -249,7 +259,7 @@ func TestPortTaken(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	c := replica.Config{App: "taken", Postgres: "postgres://x", Listen: "127.0.0.1:0", Admin: l.Addr().String()}
+	c := replica.Config{Node: node.Config{App: "taken", Postgres: node.PostgresConfig{DSN: "postgres://x"}}, Listen: "127.0.0.1:0", Admin: l.Addr().String()}
 	if _, err := replica.Listen(t.Context(), c); err == nil || !strings.Contains(err.Error(), "admin port") {
 		t.Errorf("got %v, want an error that names the admin port", err)
 	}
@@ -257,31 +267,25 @@ func TestPortTaken(t *testing.T) {
 
 func TestValidateNamesEveryProblem(t *testing.T) {
 	err := replica.Config{
-		App: "Shop", ID: "a b", Listen: "8080", Admin: "x:99999", Advertise: ":1", Postgres: "mysql://user:secret@h/db",
-		Redis: []string{"r1"}, NATS: []string{"http://n"}, Budget: -1, MaxStale: 1000 * time.Hour, StartTimeout: -1,
-		DrainDelay: time.Hour, DrainTimeout: -time.Second,
+		Listen: "8080", Admin: "x:99999", StartTimeout: -1, DrainDelay: time.Hour, DrainTimeout: -time.Second,
+		AdminTLS: replica.AdminTLS{ClientCAFile: "ca.pem"}, Trace: replica.Trace{Endpoint: "collector:4318"},
+		Node: node.Config{
+			App: "Shop", ID: "a b", Address: ":1", Postgres: node.PostgresConfig{DSN: "mysql://user:secret@h/db"},
+			Redis: node.RedisConfig{Addrs: []string{"r1"}}, NATS: node.NATSConfig{URLs: []string{"http://n"}}, Budget: -1, MaxStale: 1000 * time.Hour,
+		},
 	}.Validate()
-	joined, ok := err.(interface{ Unwrap() []error })
-	if !ok {
-		t.Fatalf("got %v, want joined errors", err)
-	}
-	fields := map[string]bool{}
-	for _, problem := range joined.Unwrap() {
-		field, ok := errors.AsType[*replica.ConfigError](problem)
-		if !ok {
-			t.Fatalf("%v is no ConfigError", problem)
-		}
-		fields[field.Field] = true
-	}
-	for _, want := range []string{"App", "ID", "Listen", "Admin", "Advertise", "Postgres", "Redis", "NATS", "Budget", "MaxStale", "StartTimeout", "DrainDelay", "DrainTimeout"} {
-		if !fields[want] {
+	for _, want := range []string{
+		"Config.App", "Config.ID", "listen:", "admin.listen:", "address:", "Config.Postgres.DSN", "Config.Redis.Addrs", "nats.urls:", "Config.Budget",
+		"Config.MaxStale", "start_timeout:", "drain_delay:", "drain_timeout:", "admin.tls.client_ca_file:", "trace.endpoint:",
+	} {
+		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s is not reported in: %v", want, err)
 		}
 	}
 	if strings.Contains(err.Error(), "secret") {
 		t.Errorf("the password is in the error: %v", err)
 	}
-	if err := (replica.Config{App: "shop", Postgres: "host=db dbname=shop"}).Validate(); err != nil {
+	if err := (replica.Config{Node: node.Config{App: "shop", Postgres: node.PostgresConfig{DSN: "host=db dbname=shop"}}}).Validate(); err != nil {
 		t.Errorf("the smallest configuration is refused: %v", err)
 	}
 }

@@ -10,6 +10,7 @@ import (
 
 	"github.com/freshet-cache/freshet/internal/devstack/stacktest"
 	"github.com/freshet-cache/freshet/internal/replica"
+	"github.com/freshet-cache/freshet/node"
 	"github.com/freshet-cache/freshet/node/admin"
 )
 
@@ -32,7 +33,11 @@ func TestRow29Health(t *testing.T) {
 	stack := stacktest.Stack()
 	start := func(id string) *running {
 		return run(t, replica.Config{
-			App: "row29", ID: id, Postgres: dsn, Redis: stack.Redis.Addrs(), NATS: []string{stack.NATS.URL()}, StartTimeout: time.Second,
+			Node: node.Config{
+				App: "row29", ID: id, Postgres: node.PostgresConfig{DSN: dsn},
+				Redis: node.RedisConfig{Addrs: stack.Redis.Addrs()}, NATS: node.NATSConfig{URLs: []string{stack.NATS.URL()}},
+			},
+			StartTimeout: time.Second,
 		})
 	}
 	replicas := []*running{start("r1"), start("r2"), start("r3")}
