@@ -306,11 +306,12 @@ func (n *Node) close() error {
 	if n.tracker != nil {
 		problems = append(problems, n.tracker.Close())
 	}
+	// A pool ends whatever its Close says: it fails for a good-bye on a connection that Postgres has left already.
 	if n.db != nil {
-		problems = append(problems, n.db.Close())
+		_ = n.db.Close()
 	}
 	if n.loads != nil {
-		problems = append(problems, n.loads.Close())
+		_ = n.loads.Close()
 	}
 	return errors.Join(problems...)
 }
@@ -325,11 +326,15 @@ func (n *Node) DB() *sqlx.DB { return n.db }
 
 // Ready returns when the node has polled the log for the first time and can answer FRESH, has tried to check the
 // watches of tables, and each [WarmUp] of its caches is done or has had its time; or with an error when ctx ends
-// before. With a cache that writes behind it also waits until the node knows the pending puts, but no longer than
-// 2 s: NATS may be away.
+// before. It also waits until every shard of Redis is connected, but no longer than 1 s, and with a cache that writes
+// behind until the node knows the pending puts, but no longer than 2 s: Redis and NATS may be away. ([Open] has tried to
+// connect to NATS.)
 func (n *Node) Ready(ctx context.Context) error {
+	began := time.Now()
 	if err := n.polled(ctx); err != nil {
 		return err
+	}
+	for n.storeAway() && time.Since(began) < storePatience && idle(ctx, yieldPause) {
 	}
 	if q := n.puts.Load(); q != nil {
 		q.awaitFollowing(ctx)

@@ -164,6 +164,8 @@ type NamespaceStats struct {
 	L1Entries   int64  `json:"l1_entries"`
 	L1Bytes     int64  `json:"l1_bytes"`
 	L1Evictions uint64 `json:"l1_evictions"`
+	// WarmingUp: the first run of its warm-up is under way, whether or not readiness waits for it.
+	WarmingUp bool `json:"warming_up,omitempty"`
 	// WarmUps are those of its sources, in their order; what they read is none of the counts above.
 	WarmUps []WarmUpStats `json:"warm_ups,omitempty"`
 	// WritesBehind says whether the view has [CacheConfig.WriteBehind].
@@ -262,7 +264,8 @@ func describePuts(v *NamespaceStats, p follower) {
 type namedStats struct {
 	name cacheName
 	tiers.Stats
-	warmUps []WarmUpStats
+	warmUps   []WarmUpStats
+	warmingUp bool
 }
 
 // cacheStats are those of every cache, in the order of their names.
@@ -271,7 +274,8 @@ func (n *Node) cacheStats() []namedStats {
 	defer n.mu.RUnlock()
 	all := make([]namedStats, 0, len(n.caches))
 	for name, c := range n.caches {
-		all = append(all, namedStats{name, c.Stats(), n.warmUpStats(name)})
+		warmUps, under := n.warmUpStats(name)
+		all = append(all, namedStats{name, c.Stats(), warmUps, under})
 	}
 	sortStats(all)
 	return all
@@ -289,6 +293,6 @@ func (s namedStats) json() NamespaceStats {
 		Fills: s.Fills, FillErrors: s.FillErrors, Unlinks: s.Unlinks, TooLarge: s.TooLarge, SoftTimeouts: s.SoftTimeouts,
 		Refreshed: s.Refreshed, RefreshesTaken: s.RefreshesTaken, RefreshesSkipped: s.RefreshesSkipped, RefreshErrors: s.RefreshErrors,
 		Verified: s.Verified, Mismatched: s.Mismatched, VerifyMoved: s.VerifyMoved, VerifyFailed: s.VerifyFailed, VerifySkipped: s.VerifySkipped,
-		L1Entries: s.L1.Entries, L1Bytes: s.L1.Bytes, L1Evictions: s.L1.Evictions, WarmUps: s.warmUps,
+		L1Entries: s.L1.Entries, L1Bytes: s.L1.Bytes, L1Evictions: s.L1.Evictions, WarmingUp: s.warmingUp, WarmUps: s.warmUps,
 	}
 }

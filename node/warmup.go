@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -60,7 +61,7 @@ const (
 	maxWarmRate = 1_000_000  // ids/s
 	// maxWarmBatch bounds the ids that are read at once: a twentieth of a second's.
 	maxWarmBatch = 100
-	// storePatience is how long a warm-up waits for all shards of L2 to be connected before it goes on without.
+	// storePatience is how long a warm-up, and Ready, wait for all shards of L2 to be connected before they go on without.
 	storePatience = time.Second
 	// yieldPause is how long a warm-up steps aside when readers wait for Postgres.
 	yieldPause = 5 * time.Millisecond
@@ -168,6 +169,7 @@ type warmUp struct {
 	cache cache
 	bytes int64         // that one run may bring into L1
 	done  chan struct{} // closed when Ready need not wait any more
+	ran   atomic.Bool   // the first run is over
 
 	mu    sync.Mutex
 	stats []WarmUpStats // of each source
@@ -207,6 +209,7 @@ func (w *warmUp) run(ctx context.Context) {
 		close(w.done)
 	})
 	w.once(ctx)
+	w.ran.Store(true)
 	if late.Stop() {
 		close(w.done)
 	}
@@ -387,13 +390,13 @@ type WarmUpStats struct {
 	Seconds  float64 `json:"seconds"`  // of all runs together
 }
 
-// warmUpStats are those of the cache; n.mu is held.
-func (n *Node) warmUpStats(name cacheName) []WarmUpStats {
+// warmUpStats are those of the cache, and whether its first run is under way; n.mu is held.
+func (n *Node) warmUpStats(name cacheName) (stats []WarmUpStats, underWay bool) {
 	w := n.warmUps[name]
 	if w == nil {
-		return nil
+		return nil, false
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return slices.Clone(w.stats)
+	return slices.Clone(w.stats), !w.ran.Load()
 }

@@ -72,7 +72,7 @@ func (s *stand) inject(f fault) (episode, error) {
 	case faultReplica:
 		const victim = 0
 		c := s.replica(victim)
-		restart := func(ctx context.Context) error { return s.startReplica(ctx, victim) }
+		restart := func(ctx context.Context) error { return s.startReplica(ctx, victim, c.id) }
 		return episode{"SIGKILL of " + c.id + ", process " + strconv.Itoa(c.command.Process.Pid), restart}, c.kill()
 	default:
 		return episode{}, fmt.Errorf("--kill: unknown part %q", string(f))
@@ -82,9 +82,9 @@ func (s *stand) inject(f fault) (episode, error) {
 // faultRun injects the fault that the options ask for, once, and heals it.
 type faultRun struct {
 	stand  *stand
-	load   *load       // told of it; nil = none
-	events chan string // what happened, for the board; room for all that run sends
-	failed chan error  // the fault could not be injected or healed; room for it
+	load   *load         // told of it; nil = none
+	events chan<- string // what happened, for the board; room for all that run sends
+	failed chan<- error  // the fault could not be injected or healed; room for it
 }
 
 // run does the fault, unless ctx ends before.

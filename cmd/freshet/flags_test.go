@@ -27,6 +27,9 @@ func TestUsageErrors(t *testing.T) {
 		{"up --rate 100 --replay /nowhere", []string{"--replay: ", "/nowhere"}},
 		{"up --rate 100 --report /nowhere/report", []string{"--report: ", "/nowhere"}},
 		{"up --rate 100 --for 10s --kill nats --at 5s", []string{"--at: 5s", "10s"}},
+		{"up --restart slowly", []string{"--restart", "start-first, stop-first"}},
+		{"up --restart start-first", []string{"--restart: only with load"}},
+		{"up --restart stop-first --kill nats --rate 1 --replicas 1 --at -1s", []string{"--restart: not together with --kill", "--replicas 2", "--at: -1s"}},
 		{"serve", []string{"--postgres: is empty"}},
 		{
 			"serve --postgres x --app A --listen x --redis y --nats z --budget -1s --max-stale 999h --drain-delay 1h --trace-endpoint x --trace-sample 2",

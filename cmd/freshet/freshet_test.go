@@ -290,7 +290,7 @@ func TestUpUnderLoad(t *testing.T) {
 		t.Errorf("change latency %+v, staleness %+v, latencies %+v, comparison %+v", r.ChangeLatencyMS, r.StalenessMS, r.LatencyUS, r.Comparison)
 	}
 	for _, want := range []string{
-		"starting Redis Cluster, Postgres and NATS ... ", "curl -i http://127.0.0.1:", "psql 'postgres://", "/metrics",
+		"starting Redis Cluster, Postgres and NATS ... ", "curl -i http://127.0.0.1:", "psql 'postgres://", "FRESHET_ADMIN_URL=http://127.0.0.1:",
 		"reads/s", "every promise was kept", "ending and removing everything ... ",
 	} {
 		if !strings.Contains(f.out(), want) {
@@ -350,6 +350,48 @@ func TestUpSurvivesFaults(t *testing.T) {
 	}
 }
 
+// All replicas are restarted under reads and writes, each successor before its replica drains or after: no request fails, no
+// write is lost, and the successor's caches serve as well as those before it within 5 s.
+func TestUpRollingRestart(t *testing.T) {
+	for _, c := range []struct {
+		restart  order
+		replicas string
+		names    []string // of the successors
+	}{
+		{startFirst, "3", []string{"replica-1.2", "replica-2.2", "replica-3.2"}},
+		{stopFirst, "2", []string{"replica-1", "replica-2"}},
+	} {
+		t.Run(string(c.restart), func(t *testing.T) {
+			t.Parallel()
+			report := filepath.Join(t.TempDir(), "report.json")
+			code, f := finish(t, "up", "--products", "2000", "--rate", "200", "--writes", "10%", "--lists", "5%", "--replicas", c.replicas,
+				"--restart", string(c.restart), "--at", "1s", "--listen", "127.0.0.1:0", "--report", report)
+			if code != 0 {
+				t.Fatalf("exit code %d", code)
+			}
+			r := readReport(t, report)
+			if r.Errors != 0 || r.Violations != 0 || r.WritesUnknown != 0 || r.WritesHTTP == 0 || r.Comparison.Compared == 0 {
+				t.Errorf("%d errors, %d violations, %d writes of unknown outcome, %d by the API, comparison %+v",
+					r.Errors, r.Violations, r.WritesUnknown, r.WritesHTTP, r.Comparison)
+			}
+			var names []string
+			for i, s := range r.Restarts {
+				names = append(names, s.Successor)
+				if s.Replica != replicaID(i) || s.Failed != 0 || !s.Measured || s.RecoveredS == nil || s.AllRecoveredS == nil ||
+					s.DrainS < drainDelay.Seconds() || s.ReadyS < s.BeganS {
+					t.Errorf("restart %+v", s)
+				}
+			}
+			if !slices.Equal(names, c.names) {
+				t.Errorf("successors %q, want %q", names, c.names)
+			}
+			if strings.Count(f.out(), "restart    ") != len(c.names) {
+				t.Error("the summary does not tell of the restarts")
+			}
+		})
+	}
+}
+
 // Without load it serves until a signal, which is the way to end it and no failure. The printed
 // addresses work, and a taken default port is not in the way.
 func TestUpInteractive(t *testing.T) {
@@ -361,7 +403,7 @@ func TestUpInteractive(t *testing.T) {
 	f := begin(t, "up", "--replicas", "2", "--products", "100")
 	f.await(t, `port 8080 is taken; the load balancer takes \d+`)
 	shop := f.await(t, `curl -i (http://\S+)/products/42`)[1]
-	admin := f.await(t, `metrics (http://\S+)/metrics`)[1]
+	admin := f.await(t, `replica-1 .* admin (http://\S+)`)[1]
 	f.await(t, `reads/s`)
 	for _, url := range []string{shop + "/products/42", shop + "/products?category=1&status=active&limit=3", admin + "/metrics", admin + "/readyz"} {
 		if code := get(t, url); code != http.StatusOK {
@@ -477,6 +519,23 @@ func TestServeAndMigrate(t *testing.T) {
 	f.signal(t, syscall.SIGTERM)
 	if code := f.code(t); code != 0 {
 		t.Errorf("exit code %d after SIGTERM, want 0: a drained replica has done its work", code)
+	}
+
+	// A second signal ends a drain at once.
+	d := begin(t, "serve", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--start-timeout", "100ms", "--drain-delay", "1m",
+		"--postgres", "postgres://x@127.0.0.1:1/x?sslmode=disable")
+	admin = d.await(t, `^replica \S+ api http://\S+ admin (http://\S+)$`)[1]
+	for _, want := range []int{http.StatusOK, http.StatusServiceUnavailable} {
+		for get(t, admin+"/readyz") != want {
+			if limit.Err() != nil {
+				t.Fatalf("/readyz was not %d within 30 s", want)
+			}
+		}
+		d.signal(t, syscall.SIGTERM)
+	}
+	d.code(t)
+	if state, ok := d.cmd.ProcessState.Sys().(syscall.WaitStatus); !ok || state.Signal() != syscall.SIGTERM {
+		t.Errorf("after the second signal: %v, want its end by SIGTERM", d.cmd.ProcessState)
 	}
 
 	code, m := finish(t, "migrate", "--postgres", "postgres://x@127.0.0.1:1/x?sslmode=disable")

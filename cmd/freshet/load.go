@@ -53,6 +53,10 @@ func newLoad(s *stand) (_ *load, err error) {
 	if lists == 0 {
 		lists = -1 // none; the driver's 0 is its default
 	}
+	probes := 0.0 // the driver's default
+	if o.restart != "" {
+		probes = -1 // their reads would count in the hit ratios
+	}
 	l.driver, err = replay.New(replay.Config{
 		Targets:  []string{s.url},
 		Replicas: s.targets,
@@ -64,6 +68,7 @@ func newLoad(s *stand) (_ *load, err error) {
 		Lists:    lists,
 		Seed:     o.seed,
 		Default:  o.budget,
+		Probes:   probes,
 	})
 	return l, err
 }

@@ -7,7 +7,8 @@
 //	1    it failed; standard error says at what, in one line for each problem
 //	2    wrong command, flag, argument or FRESHET_* variable
 //	3    `up`: a promise was broken: a FRESH answer older than its budget, an acknowledged write lost,
-//	     or requests that failed without a fault having been injected
+//	     requests that failed without a fault having been injected, or caches that stayed cold for 5 s after a
+//	     restart
 //	130  ended by Ctrl-C (SIGINT) before its work was done
 //	143  ended by SIGTERM before its work was done
 //

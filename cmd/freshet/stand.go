@@ -127,11 +127,11 @@ func (s *stand) seed(ctx context.Context) error {
 
 // startReplicas starts all replicas side by side and then serves.
 func (s *stand) startReplicas(ctx context.Context, front net.Listener) error {
-	s.balancer = balance.New(balance.Config{})
+	s.balancer = balance.New(balance.Config{CheckInterval: checkInterval})
 	errs := make([]error, s.options.replicas)
 	var starting sync.WaitGroup
 	for i := range s.options.replicas {
-		starting.Go(func() { errs[i] = s.startReplica(ctx, i) })
+		starting.Go(func() { errs[i] = s.startReplica(ctx, i, replicaID(i)) })
 	}
 	starting.Wait()
 	if err := errors.Join(errs...); err != nil {
@@ -155,9 +155,15 @@ func (s *stand) startReplicas(ctx context.Context, front net.Listener) error {
 	return nil
 }
 
-// startReplica starts replica number i, or its successor, and puts it behind the balancer.
-func (s *stand) startReplica(ctx context.Context, i int) error {
-	id := replicaID(i)
+// The balancer checks its replicas every checkInterval, and a replica that drains goes on for drainDelay, in which the
+// balancer notices it.
+const (
+	checkInterval = 200 * time.Millisecond
+	drainDelay    = 5 * checkInterval / 2
+)
+
+// startReplica starts replica number i, or its successor, and puts it behind the balancer, in the place of one with its id.
+func (s *stand) startReplica(ctx context.Context, i int, id string) error {
 	log, err := s.log(id)
 	if err != nil {
 		return err
@@ -172,6 +178,7 @@ func (s *stand) startReplica(ctx context.Context, i int) error {
 		"--nats", s.stack.NATS.URL(),
 		"--budget", o.budget.String(),
 		"--max-stale", o.maxStale.String(),
+		"--drain-delay", drainDelay.String(),
 		"--drain-timeout", "10s",
 	}, childEnvironment(s.stack.Postgres.DSN()), log)
 	if err != nil {

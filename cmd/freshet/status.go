@@ -81,7 +81,7 @@ type counts struct {
 	reads, l1, l2, owner, loads, negative, stale, errors uint64
 }
 
-func (c *counts) add(s node.Stats) {
+func countsOf(s node.Stats) (c counts) {
 	for _, n := range s.Namespaces {
 		c.reads += n.Reads
 		c.l1 += n.L1Hits
@@ -92,25 +92,28 @@ func (c *counts) add(s node.Stats) {
 		c.stale += n.Stale
 		c.errors += n.Errors
 	}
+	return c
 }
 
-// since is what came after an earlier count; 0 where a replica that began anew makes it less.
-func (c counts) since(o counts) counts {
-	less := func(x, y uint64) uint64 { return max(x, y) - y }
-	return counts{
-		reads: less(c.reads, o.reads), l1: less(c.l1, o.l1), l2: less(c.l2, o.l2), owner: less(c.owner, o.owner),
-		loads: less(c.loads, o.loads), negative: less(c.negative, o.negative), stale: less(c.stale, o.stale),
-		errors: less(c.errors, o.errors),
-	}
+// add adds what came after an earlier count of the same process.
+func (c *counts) add(now, before counts) {
+	c.reads += now.reads - before.reads
+	c.l1 += now.l1 - before.l1
+	c.l2 += now.l2 - before.l2
+	c.owner += now.owner - before.owner
+	c.loads += now.loads - before.loads
+	c.negative += now.negative - before.negative
+	c.stale += now.stale - before.stale
+	c.errors += now.errors - before.errors
 }
 
 // reading is the replicas' state at one moment.
 type reading struct {
 	at       time.Time
-	counts   counts
-	answered int     // replicas that told their stats
-	replicas int     // that there should be
-	pollAge  float64 // seconds, of the replica that is furthest behind
+	counts   map[uint64]counts // boot of a replica -> its
+	answered int               // replicas that told their stats
+	replicas int               // that there should be
+	pollAge  float64           // seconds, of the replica that is furthest behind
 	breakers map[string]string
 }
 
@@ -123,13 +126,13 @@ func (s *stand) read(ctx context.Context) reading {
 		asking.Go(func() { stats[i] = s.stats(ctx, c) })
 	}
 	asking.Wait()
-	r := reading{at: time.Now(), replicas: s.options.replicas, breakers: map[string]string{}}
+	r := reading{at: time.Now(), replicas: s.options.replicas, breakers: map[string]string{}, counts: map[uint64]counts{}}
 	for _, st := range stats {
 		if st == nil {
 			continue
 		}
 		r.answered++
-		r.counts.add(*st)
+		r.counts[st.Boot] = countsOf(*st)
 		r.pollAge = max(r.pollAge, st.PollAge)
 		for _, shard := range st.Shards {
 			if r.breakers[shard.Name] == "" || shard.State != "closed" {
@@ -160,7 +163,10 @@ func (s *stand) stats(ctx context.Context, c *child) *node.Stats {
 
 // line is what the replicas counted since the last reading.
 func (r reading) line(last reading) string {
-	d := r.counts.since(last.counts)
+	var d counts
+	for boot, now := range r.counts {
+		d.add(now, last.counts[boot])
+	}
 	seconds := max(r.at.Sub(last.at).Seconds(), 0.001)
 	var b strings.Builder
 	fmt.Fprintf(&b, "%.0f reads/s  l1 %s  l2 %s  owner %s  loads %.0f/s",

@@ -105,6 +105,9 @@ func summarise(w io.Writer, r replay.Report) error {
 		}
 		fmt.Fprintf(w, "  fault      %s from %.1f s to %.1f s\n", f.Name, f.BeganS, *f.HealedS)
 	}
+	for _, s := range r.Restarts {
+		fmt.Fprintf(w, "  restart    %s\n", describeRestart(s))
+	}
 	for _, text := range r.Warnings() {
 		fmt.Fprintf(w, "  warning    %s\n", text)
 	}

@@ -35,8 +35,9 @@ type upOptions struct {
 	seed   uint64
 	report string
 
-	kill fault
-	at   time.Duration
+	kill    fault
+	restart order
+	at      time.Duration
 }
 
 // The bounds of `up`.
@@ -70,6 +71,12 @@ write was lost, or requests failed without a fault.
 --kill injects one fault at --at and restores it 5 s later. Requests that fail while
 it lasts, or shortly after, are reported and forgiven; wrong answers never are.
 
+--restart replaces every replica, one after the other from --at on, and then ends the
+load: start-first starts the successor before the replica drains, as a Deployment with
+maxSurge 1 does, stop-first the other way round. No request that fails is forgiven, and
+each successor's hit ratio has to be back at 95 % of what it was within 5 s from when it
+is in service; the summary tells of each.
+
 Trace formats: cache2k (32-bit big-endian keys) and lines (one key per line), plain or
 compressed with xz.
 
@@ -77,7 +84,8 @@ Exit codes: 0 promises kept, or Ctrl-C without load; 1 it could not run; 2 wrong
 3 a promise was broken; 130 and 143 ended by SIGINT and SIGTERM under load.`,
 		Example: `  freshet up --replicas 3
   freshet up --replay web07.trace.xz --rate 2000 --for 30s --report report.json
-  freshet up --rate 1000 --for 30s --kill redis --at 10s`,
+  freshet up --rate 1000 --for 30s --kill redis --at 10s
+  freshet up --rate 500 --restart start-first`,
 		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			o.listenChosen = cmd.Flags().Changed("listen")
@@ -103,7 +111,8 @@ Exit codes: 0 promises kept, or Ctrl-C without load; 1 it could not run; 2 wrong
 	f.Uint64Var(&o.seed, "seed", 1, "of the random choices of the load")
 	f.StringVar(&o.report, "report", "", "file for the report of the load, as JSON")
 	f.Var(&o.kill, "kill", "fault to inject: "+strings.Join(faults(), ", "))
-	f.DurationVar(&o.at, "at", 10*time.Second, "when to inject it, after the load or the run began")
+	f.Var(&o.restart, "restart", "restart all replicas under load: "+strings.Join(orders(), ", "))
+	f.DurationVar(&o.at, "at", 10*time.Second, "when to inject the fault or begin with the restarts, after the load or the run began")
 	return cmd
 }
 
@@ -129,6 +138,9 @@ func (o *upOptions) complete(rateGiven, durationGiven bool) error {
 	}
 	if o.load() && !durationGiven {
 		o.duration = defaultLoadTime
+		if o.restart != "" { // it ends before, by itself
+			o.duration = o.at + time.Duration(o.replicas)*restartTime
+		}
 	}
 	if o.duration < 0 || o.duration > maxDuration || durationGiven && o.duration == 0 {
 		wrong("--for: %v; want more than 0, up to %v", o.duration, maxDuration)
@@ -172,10 +184,21 @@ func (o *upOptions) complete(rateGiven, durationGiven bool) error {
 			wrong("--report: there is no folder %s to write it to", filepath.Dir(o.report))
 		}
 	}
-	if o.kill != "" {
-		if o.at < 0 {
-			wrong("--at: %v; want 0 or more", o.at)
+	if (o.kill != "" || o.restart != "") && o.at < 0 {
+		wrong("--at: %v; want 0 or more", o.at)
+	}
+	if o.restart != "" {
+		if !o.load() {
+			wrong("--restart: only with load, whose requests show what came of it; give --replay or --rate too")
 		}
+		if o.kill != "" {
+			wrong("--restart: not together with --kill, for which failed requests are forgiven")
+		}
+		if o.restart == stopFirst && o.replicas == 1 {
+			wrong("--restart: stop-first leaves nobody to answer when there is one replica; want --replicas 2 or more")
+		}
+	}
+	if o.kill != "" {
 		if o.duration > 0 && o.at+faultTime+time.Second > o.duration {
 			wrong("--at: %v; the fault lasts %v and must be over before the run, which lasts %v", o.at, faultTime, o.duration)
 		}
@@ -221,8 +244,11 @@ func (s *stand) run(ctx context.Context, b *board) (err error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	began := time.Now()
-	f := &faultRun{stand: s, load: l, events: make(chan string, 4), failed: make(chan error, 1)}
+	events, failed := make(chan string, 4+2*o.replicas), make(chan error, 1)
+	f := &faultRun{stand: s, load: l, events: events, failed: failed}
 	working.Go(func() { f.run(ctx) })
+	rolling := &restartRun{stand: s, load: l, events: events, failed: failed, over: make(chan struct{})}
+	working.Go(func() { rolling.run(ctx) })
 	var loaded <-chan outcome // never, without load
 	var over <-chan time.Time // never, with load, which ends by itself, or without --for
 	if l != nil {
@@ -247,14 +273,14 @@ func (s *stand) run(ctx context.Context, b *board) (err error) {
 			}
 			b.status(time.Since(began), o.duration, lines...)
 			last = now
-		case text := <-f.events:
+		case text := <-events:
 			b.event(time.Since(began), text)
-		case err := <-f.failed:
+		case err := <-failed:
 			return err
 		case err := <-s.failed:
 			return err
 		case end := <-loaded:
-			return o.conclude(b.out, end)
+			return errors.Join(o.conclude(b.out, end), rolling.unfinished())
 		case <-over:
 			return nil
 		case <-ctx.Done():

@@ -18,16 +18,19 @@ import (
 
 // Driver is one run. Use New.
 type Driver struct {
-	config  Config
-	client  *http.Client
-	checker *check.Checker
-	tally   *tally
-	faults  faults
-	prober  *prober
-	servers *servers
-	bodies  sync.Pool // of *bytes.Buffer, for answers
+	config   Config
+	client   *http.Client
+	checker  *check.Checker
+	tally    *tally
+	faults   faults
+	prober   *prober
+	restarts restarts
+	servers  *servers
+	bodies   sync.Pool // of *bytes.Buffer, for answers
 
-	used atomic.Bool
+	used   atomic.Bool
+	enough chan struct{} // closed by Finish, once
+	finish sync.Once
 	// Set by Run before anything else starts.
 	began      time.Time
 	products   []int64 // ids
@@ -48,7 +51,7 @@ func New(c Config) (*Driver, error) {
 	if err != nil {
 		return nil, fmt.Errorf("replay: %w", err)
 	}
-	d := &Driver{config: c, client: newClient(c), checker: checker, tally: newTally(), servers: newServers()}
+	d := &Driver{config: c, client: newClient(c), checker: checker, tally: newTally(), servers: newServers(), enough: make(chan struct{})}
 	d.prober = newProber(d)
 	return d, nil
 }
@@ -100,6 +103,18 @@ func (d *Driver) Run(ctx context.Context) (Report, error) {
 	d.checker.Finish()
 	comparison := d.compare(ctx)
 	return d.report(schedule, comparison, lasted, ctx.Err() != nil), nil
+}
+
+// Finish ends the schedule before Config.Duration; the run goes on as it does at the end of it.
+func (d *Driver) Finish() { d.finish.Do(func() { close(d.enough) }) }
+
+func (d *Driver) finished() bool {
+	select {
+	case <-d.enough:
+		return true
+	default:
+		return false
+	}
 }
 
 // learn reads which products and categories there are.
@@ -229,7 +244,7 @@ func newSchedule(d *Driver) (*schedule, error) {
 	return s, nil
 }
 
-// run hands out accesses until the time is over, the source or ctx ends, and waits for the workers.
+// run hands out accesses until the time is over, the source or ctx ends, or Finish is called, and waits for the workers.
 func (s *schedule) run(ctx context.Context) error {
 	d := s.d
 	d.tally.started.Store(true)
@@ -250,10 +265,12 @@ func (s *schedule) run(ctx context.Context) error {
 			timer.Reset(wait)
 			select {
 			case <-timer.C:
+			case <-d.enough:
+				return nil
 			case <-ctx.Done():
 				return nil
 			}
-		} else if ctx.Err() != nil {
+		} else if ctx.Err() != nil || d.finished() {
 			return nil
 		}
 		a, err := s.next(n, due)

@@ -81,6 +81,7 @@ type Report struct {
 	LatencyUS map[string]Microseconds `json:"latency_us"`
 
 	Faults     []FaultReport    `json:"faults"`
+	Restarts   []RestartReport  `json:"restarts"`
 	Comparison ComparisonReport `json:"comparison"`
 }
 
@@ -171,6 +172,7 @@ func (d *Driver) report(s *schedule, c comparison, lasted time.Duration, interru
 		CheckedEarly:  sum.Early,
 		StalenessMS:   Milliseconds{Count: sum.Staleness.Count, P50: ms(sum.Staleness.P50), P99: ms(sum.Staleness.P99), Max: ms(sum.Staleness.Max)},
 		Faults:        d.faults.reports(),
+		Restarts:      d.restarts.reports(),
 		Comparison: ComparisonReport{
 			Written: c.written, Compared: c.compared, Answers: sum.Swept, Unanswered: c.unanswered, Problem: c.problem,
 		},
@@ -187,7 +189,8 @@ func (d *Driver) report(s *schedule, c comparison, lasted time.Duration, interru
 
 // Problems are the reasons to call the run a failure, for an operator; none = it went well. They are:
 // a broken promise (a FRESH answer older than its budget, an acknowledged write that is lost, and the
-// like), requests that failed without a fault, and an end state that could not be compared.
+// like), requests that failed without a fault, a restarted replica whose caches stayed cold, and an end state that could
+// not be compared.
 func (r Report) Problems() []string {
 	var all []string
 	bad := func(format string, args ...any) { all = append(all, fmt.Sprintf(format, args...)) }
@@ -199,6 +202,12 @@ func (r Report) Problems() []string {
 	}
 	if n := r.Probes.Unseen - r.Probes.UnseenExcused; n > 0 {
 		bad("%d times a replica did not show a write in time, without a fault", n)
+	}
+	for _, s := range r.Restarts {
+		if s.Measured && !r.Interrupted && (s.RecoveredS == nil || s.AllRecoveredS == nil) {
+			bad("the restart of %s: the hit ratios were not back within %v: l1 %.1f %% and hits %.1f %% before, %.1f %% and %.1f %% after", s.Replica,
+				RecoveryLimit, 100*s.Before.L1, 100*s.Before.Hits, 100*s.After.L1, 100*s.After.Hits)
+		}
 	}
 	if r.Comparison.Problem != "" && !r.Interrupted {
 		bad("the end state was not compared in full: %s", r.Comparison.Problem)
@@ -235,6 +244,11 @@ func (r Report) Warnings() []string {
 	}
 	if r.CheckedEarly > 0 {
 		warn("%d answers were judged leniently, before the writes around them had ended", r.CheckedEarly)
+	}
+	for _, s := range r.Restarts {
+		if !s.Measured {
+			warn("the restart of %s: there were too few reads to tell when its hit ratio was back", s.Replica)
+		}
 	}
 	if r.Interrupted {
 		warn("the run was interrupted: the end state was not compared")

@@ -12,9 +12,10 @@ import (
 )
 
 // counters are sums over the namespaces of a replica, or over replicas.
-type counters struct{ l1, l2, owner, loads, negative uint64 }
+type counters struct{ reads, l1, l2, owner, loads, negative uint64 }
 
 func (c *counters) add(o counters) {
+	c.reads += o.reads
 	c.l1 += o.l1
 	c.l2 += o.l2
 	c.owner += o.owner
@@ -25,7 +26,10 @@ func (c *counters) add(o counters) {
 // since is what was counted from before until c; before is of the same process.
 func (c counters) since(before counters) counters {
 	less := func(a, b uint64) uint64 { return a - min(a, b) }
-	return counters{less(c.l1, before.l1), less(c.l2, before.l2), less(c.owner, before.owner), less(c.loads, before.loads), less(c.negative, before.negative)}
+	return counters{
+		less(c.reads, before.reads), less(c.l1, before.l1), less(c.l2, before.l2), less(c.owner, before.owner),
+		less(c.loads, before.loads), less(c.negative, before.negative),
+	}
 }
 
 // servers adds up the replicas' own counters over a run in which they may be restarted.
@@ -113,7 +117,7 @@ func readStats(ctx context.Context, client *http.Client, admin string) (reading,
 	}
 	r := reading{boot: stats.Boot}
 	for _, n := range stats.Namespaces {
-		r.add(counters{n.L1Hits, n.L2Hits, n.OwnerHits, n.Loads, n.Negative})
+		r.add(counters{n.Reads, n.L1Hits, n.L2Hits, n.OwnerHits, n.Loads, n.Negative})
 	}
 	return r, nil
 }

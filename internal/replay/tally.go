@@ -151,6 +151,13 @@ func (t *tally) failed(kind, text string, excused bool) {
 	}
 }
 
+// unexcused are the failures so far that no fault excuses.
+func (t *tally) unexcused() uint64 {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.failures - t.excused
+}
+
 func (t *tally) changed(after time.Duration, bySQL bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()

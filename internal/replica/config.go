@@ -49,11 +49,15 @@ type Config struct {
 	Logger *slog.Logger
 }
 
-// AdminTLS are paths of files in PEM.
+// AdminTLS has the admin port speak TLS 1.3, and tells who is an operator. The files, PEM, are read anew when they have
+// changed, at most once a second, so that certificates can be renewed without a restart; what cannot be used then is logged,
+// and what was there before stays. The zero value is plain HTTP.
 type AdminTLS struct {
-	// CertFile and KeyFile are the certificate of the admin port and its key; "" = plain HTTP.
+	// CertFile is the path of the port's certificate and its chain, KeyFile that of its private key.
 	CertFile, KeyFile string
-	// ClientCAFile has the authorities whose clients may change what the token allows; "" = none.
+	// ClientCAFile is the path of the certificates of authorities; a client with a valid certificate of one of them may do
+	// what the admin token allows. A client that shows none may still see what asks for no credential; one that shows
+	// another is refused. "" = client certificates are not asked for.
 	ClientCAFile string
 }
 

@@ -2,6 +2,7 @@ package replica
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -29,10 +30,13 @@ type Replica struct {
 	apiListener, adminListener net.Listener
 	api, admin                 *http.Server
 
-	seen    *admin.API                // what the admin port serves
-	traces  *tracer                   // nil = none
-	node    atomic.Pointer[node.Node] // nil until it is open
-	started atomic.Bool
+	certificates *certificates             // of the admin port; nil = it speaks plain HTTP
+	seen         *admin.API                // what the admin port serves
+	traces       *tracer                   // nil = none
+	node         atomic.Pointer[node.Node] // nil until it is open
+	started      atomic.Bool
+	draining     atomic.Bool
+	unused       unused // of the connections to both servers
 }
 
 // Listen validates the configuration and takes both ports, so that [Replica.API] and
@@ -48,8 +52,16 @@ func Listen(ctx context.Context, c Config) (*Replica, error) {
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 	)
 	var err error
-	if r.seen, err = admin.New(admin.Config{TokenFile: c.AdminTokenFile, Gatherer: r.registry, Logger: r.log}); err != nil {
+	seen := admin.Config{
+		TokenFile: c.AdminTokenFile, ClientCertificates: c.AdminTLS.ClientCAFile != "", Gatherer: r.registry, Logger: r.log,
+	}
+	if r.seen, err = admin.New(seen); err != nil {
 		return nil, err
+	}
+	if c.AdminTLS.enabled() {
+		if r.certificates, err = newCertificates(c.AdminTLS, r.log); err != nil {
+			return nil, fmt.Errorf("replica: %w", err)
+		}
 	}
 	var listen net.ListenConfig
 	if r.apiListener, err = listen.Listen(ctx, "tcp", c.listen()); err != nil {
@@ -57,6 +69,9 @@ func Listen(ctx context.Context, c Config) (*Replica, error) {
 	}
 	if r.adminListener, err = listen.Listen(ctx, "tcp", c.admin()); err != nil {
 		return nil, errors.Join(fmt.Errorf("replica: admin port: %w", err), r.apiListener.Close())
+	}
+	if r.certificates != nil {
+		r.adminListener = tls.NewListener(r.adminListener, r.certificates.server())
 	}
 	return r, nil
 }
@@ -67,7 +82,7 @@ func (r *Replica) ID() string { return r.id }
 // API is the host:port of the shop's routes.
 func (r *Replica) API() string { return r.apiListener.Addr().String() }
 
-// Admin is the host:port of metrics, probes and stats.
+// Admin is the host:port of metrics, probes, and what operators see and steer.
 func (r *Replica) Admin() string { return r.adminListener.Addr().String() }
 
 // Run serves until ctx ends, drains, and returns nil; or returns earlier with what went wrong. Call
@@ -85,7 +100,7 @@ func (r *Replica) Run(ctx context.Context) error {
 		serving.Go(func() { failed <- serve(r.api, r.apiListener) })
 		err = r.waitReady(ctx, failed)
 	}
-	if err == nil {
+	if err == nil && ctx.Err() == nil {
 		r.started.Store(true)
 		r.seen.Started()
 		r.log.Info("replica started", "api", r.API(), "admin", r.Admin())
@@ -123,6 +138,9 @@ func (r *Replica) open(ctx context.Context) error {
 	routes := api.Handler()
 	r.api = r.server(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 		w.Header().Set("Freshet-Replica", r.id)
+		if r.draining.Load() {
+			w.Header().Set("Connection", "close")
+		}
 		routes.ServeHTTP(w, req)
 	}))
 	return nil
@@ -148,30 +166,6 @@ func (r *Replica) waitReady(ctx context.Context, failed <-chan error) error {
 	}
 }
 
-// stop drains and closes; see the package's doc. It is bounded by the drain's delay and timeout.
-func (r *Replica) stop(ctx context.Context) error {
-	r.seen.Draining()
-	began := time.Now()
-	var errs []error
-	if r.started.Load() {
-		r.log.Info("draining", "delay", r.config.DrainDelay)
-		wait(ctx, r.config.DrainDelay)
-	}
-	if r.api != nil {
-		r.api.SetKeepAlivesEnabled(false) // Connection: close on what is still answered
-		errs = append(errs, shutdown(ctx, "API", r.api, r.config.drainTimeout()))
-	}
-	if n := r.node.Load(); n != nil {
-		errs = append(errs, n.Close())
-	}
-	if r.traces != nil {
-		r.traces.stop(ctx)
-	}
-	errs = append(errs, shutdown(ctx, "admin", r.admin, time.Second))
-	r.log.Info("replica stopped", "took", time.Since(began))
-	return errors.Join(errs...)
-}
-
 // Close gives the ports back when Run was never called; after Run it does nothing.
 func (r *Replica) Close() error {
 	return errors.Join(closeOnce(r.apiListener), closeOnce(r.adminListener))
@@ -188,6 +182,7 @@ func closeOnce(l net.Listener) error {
 func (r *Replica) server(h http.Handler) *http.Server {
 	return &http.Server{
 		Handler:           h,
+		ConnState:         r.unused.follow,
 		ReadHeaderTimeout: 5 * time.Second,
 		ReadTimeout:       15 * time.Second,
 		WriteTimeout:      30 * time.Second,
@@ -202,26 +197,4 @@ func serve(s *http.Server, l net.Listener) error {
 		return fmt.Errorf("replica: %w", err)
 	}
 	return nil
-}
-
-// shutdown finishes the server's requests within the timeout and then cuts off what is left.
-func shutdown(ctx context.Context, what string, s *http.Server, timeout time.Duration) error {
-	ctx, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
-	if err := s.Shutdown(ctx); err != nil {
-		return errors.Join(fmt.Errorf("replica: %s port: requests were still in flight after %v: %w", what, timeout, err), s.Close())
-	}
-	return nil
-}
-
-func wait(ctx context.Context, d time.Duration) {
-	if d <= 0 {
-		return
-	}
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-	case <-timer.C:
-	}
 }

@@ -1,10 +1,10 @@
 package replica_test
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -65,7 +65,7 @@ type running struct {
 func run(t *testing.T, c replica.Config) *running {
 	t.Helper()
 	c.Listen, c.Admin = "127.0.0.1:0", "127.0.0.1:0"
-	c.Logger = slog.New(slog.DiscardHandler)
+	c.Logger = cmp.Or(c.Logger, slog.New(slog.DiscardHandler))
 	r, err := replica.Listen(t.Context(), c)
 	if err != nil {
 		t.Fatal(err)
@@ -250,52 +250,6 @@ func TestStartsWithEverythingDown(t *testing.T) {
 	}
 	if code := u.probe("/admin/v1/stats"); code != 200 {
 		t.Errorf("/admin/v1/stats: %d", code)
-	}
-}
-
-// A drain: /readyz says so while the API still answers; no request fails that was sent before.
-func TestDrainsBeforeItStops(t *testing.T) {
-	dsn, _ := database(t)
-	u := run(t, replica.Config{Node: node.Config{App: "drain", Postgres: node.PostgresConfig{DSN: dsn}}, DrainDelay: 500 * time.Millisecond})
-	eventually(t, "ready", func() bool { return u.probe("/readyz") == 200 })
-
-	type answer struct {
-		code int
-		err  error
-	}
-	answers := make(chan answer)
-	quit := make(chan struct{})
-	go func() { // a client that goes on until the replica is out of service
-		defer close(answers)
-		for id := 1; ; id++ {
-			code, _, _, err := u.get(fmt.Sprintf("%s/products/%d", u.API(), id%100+1))
-			select {
-			case answers <- answer{code, err}:
-			case <-quit:
-				return
-			}
-		}
-	}()
-	stopped := make(chan error, 1)
-	go func() { stopped <- u.stop() }()
-	after := 0
-	for unready := false; after < 20; {
-		a := <-answers
-		if a.err != nil || a.code != 200 {
-			t.Fatalf("a request failed, %d requests after /readyz turned: %d %v", after, a.code, a.err)
-		}
-		if unready = unready || u.probe("/readyz") == 503; unready {
-			after++
-		}
-	}
-	close(quit)
-	for range answers { // until the client has ended
-	}
-	if err := <-stopped; err != nil {
-		t.Fatal(err)
-	}
-	if _, _, _, err := u.get(u.API() + "/products/1"); err == nil {
-		t.Error("the API answers after the drain")
 	}
 }
 

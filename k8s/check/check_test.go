@@ -4,14 +4,17 @@ package check_test
 
 import (
 	"os/exec"
+	"path"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	policyv1 "k8s.io/api/policy/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -32,10 +35,16 @@ type rendered struct {
 	config     *corev1.ConfigMap
 }
 
-// render builds ../base in process and decodes every object strictly: an unknown or doubled field is an error.
-func render(t *testing.T) rendered {
+// base and overlay are what is rendered: the latter has every component.
+const (
+	base    = "../base"
+	overlay = "testdata/overlay"
+)
+
+// render builds the folder in process and decodes every object strictly: an unknown or doubled field is an error.
+func render(t *testing.T, folder string) rendered {
 	t.Helper()
-	objects, err := krusty.MakeKustomizer(krusty.MakeDefaultOptions()).Run(filesys.MakeFsOnDisk(), "../base")
+	objects, err := krusty.MakeKustomizer(krusty.MakeDefaultOptions()).Run(filesys.MakeFsOnDisk(), folder)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -86,7 +95,7 @@ func render(t *testing.T) rendered {
 }
 
 func TestSelectorsFindThePods(t *testing.T) {
-	r := render(t)
+	r := render(t, base)
 	pods := labels.Set(r.deployment.Spec.Template.Labels)
 	for name, selector := range map[string]*metav1.LabelSelector{
 		"Deployment":          r.deployment.Spec.Selector,
@@ -112,7 +121,7 @@ func TestSelectorsFindThePods(t *testing.T) {
 }
 
 func TestNamespaceHoldsEverything(t *testing.T) {
-	r := render(t)
+	r := render(t, base)
 	for _, object := range []metav1.Object{r.deployment, r.service, r.disruption, r.network, r.config} {
 		if object.GetNamespace() != r.namespace.Name {
 			t.Errorf("%s is in namespace %q, want %q", object.GetName(), object.GetNamespace(), r.namespace.Name)
@@ -121,7 +130,7 @@ func TestNamespaceHoldsEverything(t *testing.T) {
 }
 
 func TestPodsPassTheRestrictedSecurityStandard(t *testing.T) {
-	r := render(t)
+	r := render(t, overlay)
 	level := r.namespace.Labels[api.EnforceLevelLabel]
 	if level != string(api.LevelRestricted) {
 		t.Fatalf("the namespace enforces %q, want %q", level, api.LevelRestricted)
@@ -140,7 +149,7 @@ func TestPodsPassTheRestrictedSecurityStandard(t *testing.T) {
 }
 
 func TestPortsAndReferencesResolve(t *testing.T) {
-	r := render(t)
+	r := render(t, overlay)
 	pod := r.deployment.Spec.Template.Spec
 	container := pod.Containers[0]
 	named := func(port string) bool {
@@ -175,14 +184,49 @@ func TestPortsAndReferencesResolve(t *testing.T) {
 			t.Errorf("the mount %s has no volume", mount.MountPath)
 		}
 	}
-	if grace, sleep := *pod.TerminationGracePeriodSeconds, container.Lifecycle.PreStop.Sleep.Seconds; grace < sleep+40 {
-		t.Errorf("of %d s of grace preStop takes %d: too few are left to drain", grace, sleep)
+	delay, err := time.ParseDuration(r.config.Data["FRESHET_DRAIN_DELAY"])
+	if err != nil || delay < 2*time.Second {
+		t.Errorf("FRESHET_DRAIN_DELAY is %v, %v: too short for answers on open connections", delay, err)
+	}
+	// 30 s is the default of FRESHET_DRAIN_TIMEOUT, and 10 s are for closing.
+	if grace, sleep := *pod.TerminationGracePeriodSeconds, container.Lifecycle.PreStop.Sleep.Seconds; grace < sleep+int64(delay.Seconds())+30+10 {
+		t.Errorf("of %d s of grace preStop takes %d, and the delay %v: too few are left to drain", grace, sleep, delay)
+	}
+	limit := container.Resources.Limits.Memory().Value()
+	for _, variable := range container.Env {
+		if variable.Name != "GOMEMLIMIT" {
+			continue
+		}
+		soft, err := resource.ParseQuantity(strings.TrimSuffix(variable.Value, "B"))
+		if part := float64(soft.Value()) / float64(limit); err != nil || part < 0.85 || part > 0.95 {
+			t.Errorf("GOMEMLIMIT is %s, %v, which is %.2f of the limit; want about 0.9", variable.Value, err, part)
+		}
+		return
+	}
+	t.Error("GOMEMLIMIT is not set")
+}
+
+// The component of the admin token mounts the file that it names.
+func TestAdminToken(t *testing.T) {
+	pod := render(t, overlay).deployment.Spec.Template.Spec
+	container := pod.Containers[0]
+	at := slices.IndexFunc(container.Env, func(v corev1.EnvVar) bool { return v.Name == "FRESHET_ADMIN_TOKEN_FILE" })
+	if at < 0 {
+		t.Fatal("the file is not named")
+	}
+	file := container.Env[at].Value
+	if !slices.ContainsFunc(container.VolumeMounts, func(m corev1.VolumeMount) bool {
+		return m.MountPath == path.Dir(file) && m.ReadOnly && slices.ContainsFunc(pod.Volumes, func(v corev1.Volume) bool {
+			return v.Name == m.Name && v.Secret != nil && v.Secret.SecretName == "freshet-admin"
+		})
+	}) {
+		t.Errorf("%s is in no mounted secret", file)
 	}
 }
 
 // Every setting that the manifests hand to `freshet serve` is one that it knows.
 func TestServeKnowsItsSettings(t *testing.T) {
-	r := render(t)
+	r := render(t, overlay)
 	flags := serveFlags(t)
 	container := r.deployment.Spec.Template.Spec.Containers[0]
 	if len(container.Args) == 0 || container.Args[0] != "serve" {

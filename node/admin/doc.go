@@ -24,7 +24,8 @@
 //
 // Readiness depends on neither Redis nor NATS nor Postgres: they fail for all replicas at once, and taking all
 // replicas out of service because a tier is gone turns a slow minute into an outage. What is wrong with them is in
-// the body of /readyz ("degraded" and which check) and in the metrics.
+// the body of /readyz ("degraded" and which check) and in the metrics. With ?verbose a probe answers in plain text, a
+// line for each check with its figures: [+]redis ok (3 shards; 512 requests, 0 failed, 0 refused).
 //
 // Errors are problems of RFC 9457, with a type that docs/admin.md describes. Bodies are bounded to [MaxBody],
 // requests to [Timeout], and a request of which anything is not understood changes nothing.

@@ -1,6 +1,20 @@
 package admin
 
-import "github.com/prometheus/client_golang/prometheus"
+import (
+	"net/http/httptest"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/freshet-cache/freshet/node"
+)
+
+// HealthOf is what /readyz answers of a replica in service, and what it answers with ?verbose.
+func HealthOf(s node.Stats) (h Health, verbose string) {
+	p := healthOf(s)
+	w := httptest.NewRecorder()
+	p.list(w)
+	return p.health(), w.Body.String()
+}
 
 // Route is an operation for tests.
 type Route struct {
