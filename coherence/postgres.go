@@ -9,6 +9,8 @@ import (
 	"io/fs"
 	"maps"
 	"net"
+	"path"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -29,6 +31,19 @@ func Migrate(ctx context.Context, db *sql.DB) error {
 		_, err := p.Up(ctx)
 		return err
 	})
+}
+
+// SchemaVersion is that of the schema that [Migrate] brings about: the number of its last migration.
+func SchemaVersion() int64 {
+	names, err := fs.Glob(migrations, "migrations/*.sql")
+	if err != nil || len(names) == 0 { // cannot be: they are embedded
+		return 0
+	}
+	version, err := goose.NumericComponent(path.Base(slices.Max(names)))
+	if err != nil { // likewise
+		return 0
+	}
+	return version
 }
 
 // migrate is Migrate with what the provider of the migrations is to do.

@@ -50,6 +50,7 @@ const (
 	askStats   questionKind = "stats"   // answered by Stats
 	askSummary questionKind = "summary" // answered by Summary
 	askReset   questionKind = "reset"   // resets the summary and answers with what it was
+	askExplain questionKind = "explain" // answered by Explain, of Namespace, View and ID
 )
 
 // told is an answer on the wire: Error, if there is none.
@@ -130,6 +131,12 @@ func (n *Node) answer(ctx context.Context, q question) (json.RawMessage, error) 
 		return json.Marshal(n.Summary())
 	case askReset:
 		return json.Marshal(n.ResetSummary())
+	case askExplain:
+		e, err := n.Explain(ctx, q.Namespace, q.View, q.ID)
+		if err != nil {
+			return nil, err
+		}
+		return json.Marshal(e)
 	}
 	return nil, fmt.Errorf("%s does not know the question %.40q", n.id, q.Kind)
 }
@@ -225,4 +232,9 @@ func (n *Node) SummaryOfAll(ctx context.Context) (Summary, []Answer[Summary]) {
 func (n *Node) ResetSummaryOfAll(ctx context.Context) (Summary, []Answer[Summary]) {
 	answers := askAll[Summary](ctx, n, question{Kind: askReset})
 	return sumUp(answers), answers
+}
+
+// ExplainAll asks every replica that this one knows for its [Node.Explain], as [Node.StatsOfAll] does.
+func (n *Node) ExplainAll(ctx context.Context, namespace, view, id string) []Answer[Explanation] {
+	return askAll[Explanation](ctx, n, question{Kind: askExplain, Namespace: namespace, View: view, ID: id})
 }

@@ -261,6 +261,9 @@ func NewCache[V any](n *Node, c CacheConfig[V]) (*Cache[V], error) {
 	if err := n.startWarmUp(warm, name, t.MaxEntries, t.MaxBytes, warmPlan{limit: 10_000, rate: 2_000}); err != nil {
 		return fail(err)
 	}
+	effective := describeCache(name, "entity", made.want, inner.Settings())
+	effective.WriteThrough, effective.WriteBehind = c.Store != nil, c.WriteBehind
+	n.describe(effective)
 	return made, nil
 }
 

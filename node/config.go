@@ -96,7 +96,8 @@ type RedisConfig struct {
 	// Addrs are some of its nodes, host:port; none = the node works without L2.
 	Addrs []string
 	// Username and Password of an ACL user, or a password alone; empty = none. The user needs no more than
-	// ~APP:* -@all +@connection +get +set +del +unlink +eval +scan +cluster|info +cluster|slots
+	// ~APP:* -@all +@connection +get +set +del +unlink +eval +scan +cluster|info +cluster|slots, and for
+	// [Node.Redis] +info +cluster|nodes.
 	Username, Password string
 	// TLS turns on TLS, with client certificates if it has them; nil = plain TCP.
 	TLS *tls.Config

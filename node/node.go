@@ -46,6 +46,7 @@ type Node struct {
 	hot      *hotIDs                // nil = none
 	puts     atomic.Pointer[queue]  // nil = no cache writes behind
 	asks     *asks                  // nil = none
+	surveys  chan struct{}          // bounds the surveys under way: one token each
 	window   window                 // of the summary
 
 	stop context.CancelFunc // ends the membership
@@ -66,10 +67,11 @@ type Node struct {
 
 	writes sync.WaitGroup // and transactions of snapshots, and samples, under way; entered under mu, unless closed
 
-	mu      sync.RWMutex
-	caches  map[cacheName]known   // every cache made on this node
-	warmUps map[cacheName]*warmUp // of the caches that have one
-	closed  bool
+	mu        sync.RWMutex
+	caches    map[cacheName]known   // every cache made on this node
+	warmUps   map[cacheName]*warmUp // of the caches that have one
+	described []CacheDescription    // of the caches, in the order in which they were made
+	closed    bool
 
 	registered bool // the collector is in the Registry; set by start
 	closing    sync.Once
@@ -93,6 +95,7 @@ type cache interface {
 	Explain(ctx context.Context, id string, want tiers.Want) (tiers.Explanation, error)
 	CountUnlink()
 	Stats() tiers.Stats
+	Settings() tiers.Settings
 	Close() error
 }
 
@@ -112,7 +115,8 @@ func Open(ctx context.Context, c Config) (*Node, error) {
 func openOn(c Config, provide func(*Node) (parts, error)) (*Node, error) {
 	n := &Node{
 		config: c, id: c.id(), boot: newBoot(), due: newAlarm(), watches: newWatches(), verifier: newVerifier(),
-		caches: map[cacheName]known{}, warmUps: map[cacheName]*warmUp{},
+		surveys: make(chan struct{}, maxSurveys),
+		caches:  map[cacheName]known{}, warmUps: map[cacheName]*warmUp{},
 	}
 	n.window.since = time.Now()
 	n.life, n.end = context.WithCancel(context.Background())

@@ -114,7 +114,9 @@ func NewQueryCache[V any](n *Node, c QueryConfig[V]) (*QueryCache[V], error) {
 	if err != nil {
 		return fail(err)
 	}
-	return &QueryCache[V]{node: n, name: name, want: s.want(n.config), tiers: inner}, nil
+	made := &QueryCache[V]{node: n, name: name, want: s.want(n.config), tiers: inner}
+	n.describe(describeCache(name, "query", made.want, inner.Settings()))
+	return made, nil
 }
 
 // idOf is the canonical text of parameters, by which a query's result is known in this process and to

@@ -102,6 +102,16 @@ func TestRow01RedisClient(t *testing.T) {
 		t.Errorf("%d of %d answers are FRESH", f.fresh.Load(), f.reads.Load())
 	}
 
+	survey, err := r[0].Redis(t.Context())
+	if err != nil || survey.State != "ok" || len(survey.Servers) != 6 {
+		t.Errorf("the servers, as the user may see them: %+v, %v", survey, err)
+	}
+	for _, v := range survey.Servers {
+		if v.Error != "" || v.Version == "" || v.ID == "" {
+			t.Errorf("a server, as the user may see it: %+v", v)
+		}
+	}
+
 	// Who is not let in.
 	for _, c := range []struct {
 		name, want string

@@ -85,12 +85,14 @@ type SourceStats struct {
 
 // ShardStats describes a Redis shard and its breaker.
 type ShardStats struct {
-	Name     string `json:"name"`
-	Slots    string `json:"slots"`
-	State    string `json:"state"` // closed, half-open, open
-	Requests uint64 `json:"requests"`
-	Failures uint64 `json:"failures"`
-	Refused  uint64 `json:"refused"`
+	Name  string `json:"name"`
+	Slots string `json:"slots"`
+	State string `json:"state"` // closed, half-open, open
+	// Connected: there is a connection. Without one the state is open.
+	Connected bool   `json:"connected"`
+	Requests  uint64 `json:"requests"`
+	Failures  uint64 `json:"failures"`
+	Refused   uint64 `json:"refused"`
 }
 
 // MemberStats describes a replica of the application as this one sees it.
@@ -164,6 +166,9 @@ type NamespaceStats struct {
 	L1Entries   int64  `json:"l1_entries"`
 	L1Bytes     int64  `json:"l1_bytes"`
 	L1Evictions uint64 `json:"l1_evictions"`
+	// L1MaxEntries and L1MaxBytes bound them.
+	L1MaxEntries int   `json:"l1_max_entries"`
+	L1MaxBytes   int64 `json:"l1_max_bytes"`
 	// WarmingUp: the first run of its warm-up is under way, whether or not readiness waits for it.
 	WarmingUp bool `json:"warming_up,omitempty"`
 	// WarmUps are those of its sources, in their order; what they read is none of the counts above.
@@ -218,7 +223,7 @@ func (n *Node) measure() measured {
 		m.shards = n.l2.Shards()
 		for _, shard := range m.shards {
 			s.Shards = append(s.Shards, ShardStats{
-				Name: shard.Name, Slots: shard.Slots, State: shard.State,
+				Name: shard.Name, Slots: shard.Slots, State: shard.State, Connected: shard.Connected,
 				Requests: shard.Requests, Failures: shard.Failures, Refused: shard.Refused,
 			})
 		}
@@ -266,6 +271,7 @@ type namedStats struct {
 	tiers.Stats
 	warmUps   []WarmUpStats
 	warmingUp bool
+	settings  tiers.Settings
 }
 
 // cacheStats are those of every cache, in the order of their names.
@@ -275,7 +281,7 @@ func (n *Node) cacheStats() []namedStats {
 	all := make([]namedStats, 0, len(n.caches))
 	for name, c := range n.caches {
 		warmUps, under := n.warmUpStats(name)
-		all = append(all, namedStats{name, c.Stats(), warmUps, under})
+		all = append(all, namedStats{name, c.Stats(), warmUps, under, c.Settings()})
 	}
 	sortStats(all)
 	return all
@@ -294,5 +300,6 @@ func (s namedStats) json() NamespaceStats {
 		Refreshed: s.Refreshed, RefreshesTaken: s.RefreshesTaken, RefreshesSkipped: s.RefreshesSkipped, RefreshErrors: s.RefreshErrors,
 		Verified: s.Verified, Mismatched: s.Mismatched, VerifyMoved: s.VerifyMoved, VerifyFailed: s.VerifyFailed, VerifySkipped: s.VerifySkipped,
 		L1Entries: s.L1.Entries, L1Bytes: s.L1.Bytes, L1Evictions: s.L1.Evictions, WarmingUp: s.warmingUp, WarmUps: s.warmUps,
+		L1MaxEntries: s.settings.MaxEntries, L1MaxBytes: s.settings.MaxBytes,
 	}
 }

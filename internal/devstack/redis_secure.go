@@ -27,7 +27,7 @@ tls-key-file "%[1]s/node.key"
 tls-ca-cert-file "%[1]s/authority.crt"
 user default off
 user stack on >%[2]s ~* &* +@all
-user cache on >%[3]s ~t* -@all +@connection +get +set +del +unlink +eval +scan +cluster|info +cluster|slots
+user cache on >%[3]s ~t* -@all +@connection +get +set +del +unlink +eval +scan +info +cluster|info +cluster|slots +cluster|nodes
 masteruser stack
 masterauth %[2]s
 `
