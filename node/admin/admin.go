@@ -148,7 +148,7 @@ func (a *API) paths() map[string]methods {
 		"/admin/v1/openapi.yaml": {"GET": {do: a.describe}},
 	}
 	for _, some := range []map[string]methods{
-		a.probePaths(), a.statsPaths(),
+		a.probePaths(), a.statsPaths(), a.seePaths(), a.explainPaths(), a.profilePaths(),
 		a.generationPaths(), a.invalidationPaths(), a.batchPaths(), a.queuePaths(), a.cleanupPaths(),
 	} {
 		maps.Copy(all, some)
