@@ -61,6 +61,10 @@ func TestUsageErrors(t *testing.T) {
 		{"queue retry", []string{"takes LETTER..., got none"}},
 		{"queue drop one 0 --yes", []string{`LETTER: "one"`, `LETTER: "0"`}},
 		{"queue dead-letters --after -1 --limit 1001", []string{"--after: -1", "--limit: 1001"}},
+		{"explain product", []string{"NAMESPACE and ID"}},
+		{"members a", []string{"takes no argument"}},
+		{"stats --admin-url localhost:9090 --timeout 0s --admin-token-file /nowhere", []string{"--admin-url: ", "--timeout: ", "--admin-token-file: "}},
+		{"top --every 1ms --for -1s --count -1", []string{"--every: 1ms", "--for: -1s", "--count: -1"}},
 	} {
 		t.Run(c.args, func(t *testing.T) {
 			var stdout, stderr strings.Builder
@@ -102,7 +106,11 @@ func TestHelp(t *testing.T) {
 	if code := run(t.Context(), []string{"--help"}, strings.NewReader(""), &stdout, &stderr); code != 0 {
 		t.Fatalf("exit code %d: %s", code, stderr.String())
 	}
-	for _, command := range []string{"up", "serve", "config", "completion", "migrate", "version", "invalidate", "generation", "batch", "queue", "clean"} {
+	for _, command := range []string{
+		"up", "serve", "config", "completion", "migrate", "version",
+		"invalidate", "generation", "batch", "queue", "clean",
+		"explain", "top", "members", "stats", "summary", "namespaces", "shards", "redis", "postgres", "watches",
+	} {
 		if !strings.Contains(stdout.String(), "\n  "+command+" ") {
 			t.Errorf("the help lacks %s", command)
 		}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -37,7 +38,30 @@ flag wins.`,
 	})
 	root.AddCommand(newUp(), newServe(), newMigrate(), newVerify(), newVersion(), newMembers(), newConfig())
 	root.AddCommand(newInvalidate(), newGeneration(), newBatch(), newQueue(), newClean())
+	root.AddCommand(newExplain(), newTop(), newStats(), newSummary(), newNamespaces(), newShards(), newRedis(), newPostgres(), newWatches())
+	group(root)
 	return root
+}
+
+// group puts the commands into groups for the help, by what they are for. One that is in none is listed at the end.
+func group(root *cobra.Command) {
+	for _, g := range []struct {
+		id, title string
+		commands  []string
+	}{
+		{"see", "See running replicas:", []string{"explain", "top", "members", "stats", "summary", "namespaces", "shards", "redis", "postgres", "watches"}},
+		{"steer", "Steer running replicas:", []string{"invalidate", "generation", "batch", "queue", "clean"}},
+		{"run", "Run:", []string{"up", "serve", "migrate", "config", "verify"}},
+	} {
+		for _, cmd := range root.Commands() {
+			if slices.Contains(g.commands, cmd.Name()) {
+				cmd.GroupID = g.id
+			}
+		}
+		if slices.ContainsFunc(root.Commands(), func(cmd *cobra.Command) bool { return cmd.GroupID == g.id }) {
+			root.AddGroup(&cobra.Group{ID: g.id, Title: g.title})
+		}
+	}
 }
 
 // noArguments refuses arguments, which no command but completion takes.

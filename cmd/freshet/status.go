@@ -43,22 +43,28 @@ func (b *board) status(elapsed, total time.Duration, lines ...string) {
 	if total > 0 {
 		at += fmt.Sprintf(" of %.0f s  %s", total.Seconds(), bar(elapsed.Seconds()/total.Seconds()))
 	}
-	width := 80
-	if w, _, err := term.GetSize(int(b.terminal.Fd())); err == nil && w > 1 {
-		width = w
+	b.redraw(append([]string{at}, lines...))
+}
+
+// redraw shows the lines in place of those before, on a terminal. What has no place there is left out.
+func (b *board) redraw(lines []string) {
+	width, height := 80, 24
+	if w, h, err := term.GetSize(int(b.terminal.Fd())); err == nil && w > 1 && h > 1 {
+		width, height = w, h
 	}
+	lines = lines[:min(len(lines), height-1)]
 	var text strings.Builder
 	if b.drawn > 0 {
 		fmt.Fprintf(&text, "\x1b[%dA\r\x1b[J", b.drawn) // up to the first drawn line, and clear from there
 	}
-	for _, line := range append([]string{at}, lines...) {
+	for _, line := range lines {
 		if runes := []rune(line); len(runes) >= width { // a wrapped line would break the counting
 			line = string(runes[:width-1])
 		}
 		text.WriteString(line + "\n")
 	}
 	fmt.Fprint(b.out, text.String())
-	b.drawn = len(lines) + 1
+	b.drawn = len(lines)
 }
 
 // barWidth is the length of the progress bar.
