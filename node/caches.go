@@ -75,7 +75,8 @@ func (n *Node) Caches() []CacheDescription {
 		s := &all[i]
 		s.Generation = n.Generation(s.Namespace).String()
 		s.WarmUp = []string{}
-		for _, w := range n.warmUpStats(cacheName{s.Namespace, s.View}) {
+		warmUps, _ := n.warmUpStats(cacheName{s.Namespace, s.View})
+		for _, w := range warmUps {
 			s.WarmUp = append(s.WarmUp, w.Source)
 		}
 	}
