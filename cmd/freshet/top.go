@@ -174,7 +174,7 @@ func (c *topCounts) add(o topCounts, times float64) {
 	c.Loads += times * o.Loads
 }
 
-func countsOf(v node.NamespaceStats) topCounts {
+func topCountsOf(v node.NamespaceStats) topCounts {
 	return topCounts{
 		Reads: float64(v.Reads), L1: float64(v.L1Hits), L2: float64(v.L2Hits), Owner: float64(v.OwnerHits),
 		Fresh: float64(v.Fresh), Stale: float64(v.Stale), Errors: float64(v.Errors), Loads: float64(v.Loads),
@@ -255,7 +255,7 @@ func (t topRates) rates(row *topRow, names map[[2]string]*topNamespace, replica 
 	}
 	for _, v := range s.Namespaces {
 		name := [2]string{v.Namespace, v.View}
-		counted := countsOf(v)
+		counted := topCountsOf(v)
 		reading.counts[name] = counted
 		if last.boot == s.Boot {
 			counted.add(last.counts[name], -1)
