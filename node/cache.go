@@ -115,7 +115,12 @@ type Source[V any] func(n *Node) (tiers.Source[V], error)
 // so that the rows and the snapshot under which they were read come from one statement. It must read under that
 // snapshot alone: no volatile functions that read tables, no locking clause, no foreign tables.
 func SQL[V any](query string) Source[V] {
-	return func(n *Node) (tiers.Source[V], error) { return tiers.NewSQLSource[V](n.loads, query) }
+	return func(n *Node) (tiers.Source[V], error) {
+		if n.parts.Loads == nil {
+			return nil, errNoSQL
+		}
+		return tiers.NewSQLSource[V](n.parts.Loads, query)
+	}
 }
 
 // Func is a source in Go. It returns what there is of the ids, and must read the present state, not a
@@ -299,13 +304,13 @@ func (n *Node) shared() tiers.Shared {
 		ProofTimeout: max(time.Second, n.config.Postgres.PollTimeout), Together: &n.together, Logger: n.log,
 		Tracer: n.config.Tracer, Database: n.config.database(),
 	}
-	if n.l2 != nil {
-		shared.L2 = n.l2
+	if n.parts.L2 != nil {
+		shared.L2 = n.parts.L2
 	}
 	if n.peers != nil {
 		shared.Peers = n.peers
 	}
-	if n.loads != nil {
+	if n.parts.Database != nil {
 		shared.Begin = n.begin
 		shared.Scheduled = n.scheduledScopes
 	}

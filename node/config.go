@@ -63,7 +63,7 @@ type Config struct {
 
 // PostgresConfig is the source and the log.
 type PostgresConfig struct {
-	// DSN is lib/pq's URL or key=value text. It must lead to the primary. Required.
+	// DSN is lib/pq's URL or key=value text. It must lead to the primary. Required by [Open].
 	DSN string
 	// MaxConns bounds the loads that run at once; 0 = 16. Writes have as many connections of their
 	// own, the log has one.
@@ -142,6 +142,17 @@ func (e *ConfigError) Error() string { return "node: Config." + e.Field + ": " +
 
 // Validate reports all problems at once, each a [*ConfigError], joined.
 func (c Config) Validate() error {
+	var dsn error
+	if strings.TrimSpace(c.Postgres.DSN) == "" {
+		dsn = errors.New("node: Config.Postgres.DSN: is empty; want the URL of the primary")
+	} else if _, err := pq.NewConfig(c.Postgres.DSN); err != nil {
+		dsn = fmt.Errorf("node: Config.Postgres.DSN: %w; want a URL or key=value text as of lib/pq", withoutURL(err))
+	}
+	return errors.Join(c.validate(), dsn)
+}
+
+// validate is Validate but for the DSN, which parts need not have.
+func (c Config) validate() error {
 	var problems []error
 	wrong := func(field, format string, args ...any) {
 		problems = append(problems, &ConfigError{field, fmt.Sprintf(format, args...)})
@@ -151,11 +162,6 @@ func (c Config) Validate() error {
 	}
 	if c.ID != "" && !nodeID.MatchString(c.ID) {
 		wrong("ID", "%q; want 1 to 64 letters, digits, dots, dashes or underscores", c.ID)
-	}
-	if strings.TrimSpace(c.Postgres.DSN) == "" {
-		wrong("Postgres.DSN", "is empty; want the URL of the primary")
-	} else if _, err := pq.NewConfig(c.Postgres.DSN); err != nil {
-		wrong("Postgres.DSN", "%v; want a URL or key=value text as of lib/pq", withoutURL(err))
 	}
 	for _, text := range c.NATS.URLs {
 		if !strings.Contains(text, "://") {

@@ -27,17 +27,19 @@ const minDutyPause = 100 * time.Millisecond
 // duties are those of this node, in no order. They may use all of its parts.
 func (n *Node) duties() []duty {
 	var all []duty
-	if n.loads != nil {
+	if n.parts.Loads != nil {
 		all = append(all, duty{name: "check of the watches", every: n.config.watchInterval(), run: n.checkWatches, wake: n.watches.wake})
 	}
-	if n.db != nil {
+	if n.parts.DB != nil {
 		all = append(all, duty{name: "trim what was applied of later puts", every: time.Minute, run: n.trimApplied})
+	}
+	if n.parts.Database != nil {
 		all = append(all, duty{name: "run what is due", every: time.Second, run: n.runDue, wake: n.due.wake})
 	}
 	if n.config.Verify.Every > 0 {
 		all = append(all, duty{name: "compare a sample with the source", every: n.config.Verify.Every, run: n.verify})
 	}
-	if n.sweeper != nil {
+	if n.sweeper != nil && n.parts.DB != nil {
 		all = append(all, duty{name: "remove old generations", every: generationsEvery, run: n.cleanGenerations})
 	}
 	return all

@@ -201,8 +201,8 @@ func (n *Node) Explain(ctx context.Context, namespace, view, id string) (Explana
 			e.Owner, e.OwnedHere = owner.ID, owner.Boot == n.boot
 		}
 	}
-	if n.l2 != nil {
-		e.Shard = shardOf(n.l2.Shards(), e.Slot)
+	if n.parts.L2 != nil {
+		e.Shard = shardOf(n.parts.L2.Shards(), e.Slot)
 	}
 	if t.Unread != nil {
 		e.L2Error = t.Unread.Error()

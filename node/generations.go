@@ -7,8 +7,6 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/lib/pq"
-
 	"github.com/freshet-cache/freshet/cluster"
 	"github.com/freshet-cache/freshet/coherence"
 )
@@ -28,13 +26,20 @@ type GenerationChange struct {
 	Expect uint32
 }
 
+// What changes a generation, see [GenerationEvent].
+const (
+	ActionIncrement = "increment"
+	ActionSet       = "set"
+	ActionRollback  = "rollback"
+)
+
 // GenerationEvent is one change of a generation.
 type GenerationEvent struct {
 	Number     int64     `db:"number" json:"number"` // in the order of the changes of one namespace
 	Namespace  string    `db:"namespace" json:"namespace"`
 	Generation uint32    `db:"generation" json:"generation"`
 	Previous   uint32    `db:"previous" json:"previous"`
-	Action     string    `db:"action" json:"action"` // increment, set or rollback
+	Action     string    `db:"action" json:"action"` // [ActionIncrement], [ActionSet] or [ActionRollback]
 	By         string    `db:"who" json:"by"`
 	Why        string    `db:"why" json:"why"`
 	At         time.Time `db:"at" json:"at"` // by the clock of Postgres
@@ -76,10 +81,10 @@ func (n *Node) GenerationHistory(ctx context.Context, namespace string, limit in
 	if limit < 0 || limit > maxHistory {
 		return nil, fmt.Errorf("node: generation history: limit is %d; want 1 to %d, or 0 for 100", limit, maxHistory)
 	}
-	events := []GenerationEvent{}
-	err := n.db.SelectContext(ctx, &events, `
-select number, namespace, generation, previous, action, who, why, at from freshet.generation_history
- where namespace = $1 order by number desc limit $2`, namespace, cmp.Or(limit, 100))
+	if n.parts.Database == nil {
+		return nil, errors.New("node: generation history: there is no database: Parts.Database is nil")
+	}
+	events, err := n.parts.Database.GenerationHistory(ctx, namespace, cmp.Or(limit, 100))
 	if err != nil {
 		return nil, fmt.Errorf("node: generation history: %w", err)
 	}
@@ -89,47 +94,37 @@ select number, namespace, generation, previous, action, who, why, at from freshe
 // NextGeneration is [Node.NextGeneration] as a part of this transaction. Until its end, others who change
 // generations wait.
 func (tx *Tx) NextGeneration(namespace string, c GenerationChange) (uint32, error) {
-	return tx.generation(c, `select freshet.next_generation($1, $2, $3, $4)`, namespace, c.Why, c.expect(), c.By)
+	return tx.generation(GenerationStep{ActionIncrement, namespace, 0, c})
 }
 
 // SetGeneration is [Node.SetGeneration] as a part of this transaction.
 func (tx *Tx) SetGeneration(namespace string, number uint32, c GenerationChange) error {
-	_, err := tx.generation(c, `select freshet.set_generation($1, $2, $3, $4, $5)`, namespace, int64(number), c.Why, c.expect(), c.By)
+	_, err := tx.generation(GenerationStep{ActionSet, namespace, number, c})
 	return err
 }
 
 // RollbackGeneration is [Node.RollbackGeneration] as a part of this transaction.
 func (tx *Tx) RollbackGeneration(namespace string, to uint32, c GenerationChange) (uint32, error) {
-	return tx.generation(c, `select freshet.rollback_generation($1, $2, nullif($3::bigint, 0), $4, $5)`, namespace, c.Why, int64(to), c.expect(), c.By)
+	return tx.generation(GenerationStep{ActionRollback, namespace, to, c})
 }
 
-func (c GenerationChange) expect() *int64 {
-	if c.Expect == 0 {
-		return nil
-	}
-	number := int64(c.Expect)
-	return &number
-}
-
-// conflict is the SQLSTATE of a generation that is not the expected one.
-const conflict = "ZF001"
-
-func (tx *Tx) generation(c GenerationChange, query string, args ...any) (number uint32, err error) {
-	if c.Why == "" {
+func (tx *Tx) generation(s GenerationStep) (uint32, error) {
+	if s.Why == "" {
 		return 0, errors.New("node: GenerationChange.Why is empty; want why the generation changes")
 	}
-	if err = tx.GetContext(tx.ctx, &number, query, args...); err == nil {
-		return number, nil
+	number, err := tx.transaction.ChangeGeneration(tx.ctx, s)
+	switch {
+	case errors.Is(err, ErrConflict):
+		return 0, fmt.Errorf("node: %w", err)
+	case err != nil:
+		return 0, fmt.Errorf("node: change a generation: %w", err)
 	}
-	if answer, ok := errors.AsType[*pq.Error](err); ok && answer.Code == conflict {
-		return 0, fmt.Errorf("node: %w: %s", ErrConflict, answer.Message)
-	}
-	return 0, fmt.Errorf("node: change a generation: %w", err)
+	return number, nil
 }
 
 // regenerates reports whether other generations are among what a transaction logged.
 func (w written) regenerates() bool {
-	for _, scope := range w.scopes {
+	for _, scope := range w.Scopes {
 		if scope.Kind == coherence.KindGenerations {
 			return true
 		}

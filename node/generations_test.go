@@ -27,7 +27,7 @@ func TestI2OwnGeneration(t *testing.T) {
 		v.log.Cut(true)
 		changes := []coherence.Scope{coherence.AllGenerations()}
 		if _, err := v.node.write(ctx, func() (written, error) {
-			return written{timeline: w.log.Snapshot().Timeline, xid: xid, scopes: changes}, nil
+			return written{Written: Written{Timeline: w.log.Snapshot().Timeline, XID: xid, Scopes: changes}}, nil
 		}); err != nil {
 			t.Fatal(err)
 		}

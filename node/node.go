@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"crypto/rand"
+	"database/sql"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -30,14 +31,16 @@ type Node struct {
 	spans  *spans.Tracer
 	keys   cluster.Keys
 
-	parts
+	parts    Parts
+	db       *sqlx.DB // Parts.DB, or one whose statements fail
+	sweeper  sweeper  // of Parts.L2; nil = it cannot be cleaned
 	tracker  *coherence.Tracker
 	bulkhead *tiers.Bulkhead
 	own      tiers.OwnWrites
 	together tiers.TogetherCounts
 	watches  *watches
 	verifier *verifier
-	conn     link                // nil = none
+	conn     Link                // nil = none
 	bus      *coherence.Bus      // nil = none
 	members  *cluster.Membership // nil = none
 	peers    *peers              // nil = none
@@ -111,8 +114,24 @@ func Open(ctx context.Context, c Config) (*Node, error) {
 	return openOn(c, servers) //nolint:contextcheck // what it starts lives as long as the node
 }
 
+// OpenOn starts a node on the parts, in place of servers: Config.Postgres.DSN, Redis.Addrs and NATS.URLs stay empty.
+// The parts are the node's, also when it fails, which it does for a bad configuration only.
+//
+// The guarantee is only as good as the parts: each has a suite that it must pass. For an application's own tests there
+// are parts in memory, see package nodetest.
+func OpenOn(ctx context.Context, c Config, p Parts) (*Node, error) {
+	wrong := errors.Join(c.validate(), p.check(c))
+	if wrong == nil && ctx.Err() != nil {
+		wrong = fmt.Errorf("node: open: %w", ctx.Err())
+	}
+	if wrong != nil {
+		return nil, errors.Join(wrong, p.close())
+	}
+	return openOn(c, func(*Node) (Parts, error) { return p, nil }) //nolint:contextcheck // what it starts lives as long as the node
+}
+
 // openOn starts a node on the parts, which it owns also when they come with an error.
-func openOn(c Config, provide func(*Node) (parts, error)) (*Node, error) {
+func openOn(c Config, provide func(*Node) (Parts, error)) (*Node, error) {
 	n := &Node{
 		config: c, id: c.id(), boot: newBoot(), due: newAlarm(), watches: newWatches(), verifier: newVerifier(),
 		surveys: make(chan struct{}, maxSurveys),
@@ -134,8 +153,12 @@ func openOn(c Config, provide func(*Node) (parts, error)) (*Node, error) {
 // start sets the parts to work; Close ends them in the reverse order.
 func (n *Node) start() error {
 	c := n.config
+	if n.db = n.parts.DB; n.db == nil {
+		n.db = sqlx.NewDb(sql.OpenDB(noSQL{}), "postgres")
+	}
+	n.sweeper, _ = n.parts.L2.(sweeper)
 	n.polls = coherence.NewRelayedLog(coherence.RelayConfig{
-		Direct: n.changes, Ask: n.ask, Patience: c.pollInterval() / 2, Timeout: c.pollInterval(), Idle: 10 * c.pollInterval(),
+		Direct: n.parts.Log, Ask: n.ask, Patience: c.pollInterval() / 2, Timeout: c.pollInterval(), Idle: 10 * c.pollInterval(),
 	})
 	n.tracker = coherence.NewTracker(coherence.TrackerConfig{
 		Log: n.polls, Boot: n.boot, Interval: c.Postgres.PollInterval, Retention: c.Postgres.Retention, Logger: n.log,
@@ -145,7 +168,7 @@ func (n *Node) start() error {
 	if n.keys, err = cluster.NewKeys(c.App); err != nil {
 		return err
 	}
-	if n.connect != nil {
+	if n.parts.Connect != nil {
 		if err := n.join(); err != nil {
 			return err
 		}
@@ -165,7 +188,7 @@ func (n *Node) start() error {
 // join connects to the bus and starts what needs it.
 func (n *Node) join() error {
 	var err error
-	if n.conn, err = n.connect(n.missed); err != nil {
+	if n.conn, err = n.parts.Connect(n.missed); err != nil {
 		return err
 	}
 	if n.bus, err = coherence.OpenBus(n.conn, n.config.App, n.boot, n.hear); err != nil {
@@ -304,18 +327,17 @@ func (n *Node) close() error {
 		_ = n.conn.Flush(time.Second) // hints are in the connection's buffer: let the server have them
 		n.conn.Close()
 	}
-	if n.l2 != nil {
-		n.l2.Close()
+	if n.tracker == nil {
+		return errors.Join(append(problems, n.parts.close())...)
 	}
-	if n.tracker != nil {
-		problems = append(problems, n.tracker.Close())
+	if n.parts.L2 != nil {
+		n.parts.L2.Close()
 	}
+	problems = append(problems, n.tracker.Close())
 	// A pool ends whatever its Close says: it fails for a good-bye on a connection that Postgres has left already.
-	if n.db != nil {
-		_ = n.db.Close()
-	}
-	if n.loads != nil {
-		_ = n.loads.Close()
+	_ = n.db.Close()
+	if n.parts.Loads != nil {
+		_ = n.parts.Loads.Close()
 	}
 	return errors.Join(problems...)
 }
@@ -325,7 +347,7 @@ func (n *Node) ID() string { return n.id }
 
 // DB is a pool of connections to Postgres for the application's own statements. It is closed with the
 // node. What is changed through it without a watch trigger or freshet.invalidate goes unnoticed; use
-// [Node.Write].
+// [Node.Write]. On [Parts] without SQL every statement fails.
 func (n *Node) DB() *sqlx.DB { return n.db }
 
 // Ready returns when the node has polled the log for the first time and can answer FRESH, has tried to check the
@@ -377,7 +399,7 @@ func (n *Node) polled(ctx context.Context) error {
 
 // watchesChecked waits for the first check of the watches, whatever comes of it.
 func (n *Node) watchesChecked(ctx context.Context) error {
-	if n.loads == nil {
+	if n.parts.Loads == nil {
 		return nil
 	}
 	select {

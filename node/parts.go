@@ -13,62 +13,111 @@ import (
 	"github.com/freshet-cache/freshet/tiers"
 )
 
-// parts are what a node stands on: servers as [Open] reaches them, or what stands for them in memory.
-// The node owns them and ends them when it closes.
-type parts struct {
-	loads   *sqlx.DB      // for sources; nil = none runs SQL
-	db      *sqlx.DB      // for writes and the application; nil = there are none
-	changes coherence.Log // required
-	l2      store         // nil = none
-	sweeper sweeper       // of l2; nil = it cannot be cleaned
-	// connect makes the connection to the bus; nil = none. missed is to be called when messages may
-	// have been lost that nobody counts: after each reconnection, and when a queue overflows.
-	connect func(missed func()) (link, error)
+// Parts are what a node stands on, for [OpenOn]: [Open] makes them of the servers that the Config names. The node
+// owns them and ends them when it closes, but for the Database.
+type Parts struct {
+	// Log is where changes are polled from; it passes logtest.Exercise. Required.
+	Log coherence.Log
+	// L2 is the tier that all replicas share; it passes l2test.Exercise. nil = none.
+	L2 SharedStore
+	// Connect makes the connection to the bus, which passes conntest.Exercise; nil = there is no bus. missed is to be
+	// called when messages may have been lost that nobody counts: after each reconnection, and when a queue
+	// overflows. It neither blocks nor calls the connection.
+	Connect func(missed func()) (Link, error)
+	// Database is where transactions are, whose changes the Log brings; nil = there are none: [Node.Write] and all
+	// that needs a transaction fail.
+	Database Database
+	// Loads and DB are pools of connections to Postgres, for sources, and for writes and the application. nil =
+	// there is no SQL: [SQL], query caches and warm-ups by a query are refused, and statements on [Node.DB] or a
+	// [Tx] fail.
+	Loads, DB *sqlx.DB
 }
 
-// store is the shared tier, with what the node itself needs of it. [*tiers.L2] is the real one.
-type store interface {
+// SharedStore is the tier that all replicas share, with what the node itself needs of it. [*tiers.L2] is the real
+// one.
+type SharedStore interface {
 	tiers.Store
+	// Shards are what the tier consists of, for statistics.
 	Shards() []tiers.ShardState
 	Close()
 }
 
-// link is the connection to the bus.
-type link interface {
+// Link is the connection to the bus. Close ends its subscriptions, and returns when nothing is being delivered any
+// more.
+type Link interface {
 	cluster.Conn
 	Close()
 }
 
+// check says what is missing, and what the configuration names although parts come in its place.
+func (p Parts) check(c Config) error {
+	var problems []error
+	if p.Log == nil {
+		problems = append(problems, errors.New("node: Parts.Log is nil; want where changes are polled from"))
+	}
+	for _, server := range []struct {
+		field string
+		set   bool
+	}{
+		{"Postgres.DSN", c.Postgres.DSN != ""},
+		{"Redis.Addrs", len(c.Redis.Addrs) > 0},
+		{"NATS.URLs", len(c.NATS.URLs) > 0},
+	} {
+		if server.set {
+			problems = append(problems, fmt.Errorf("node: Config.%s is set; want it empty where Parts come in place of servers", server.field))
+		}
+	}
+	return errors.Join(problems...)
+}
+
+// close ends parts that no node has taken.
+func (p Parts) close() error {
+	var problems []error
+	if p.L2 != nil {
+		p.L2.Close()
+	}
+	if p.Log != nil {
+		problems = append(problems, p.Log.Close())
+	}
+	for _, pool := range []*sqlx.DB{p.DB, p.Loads} {
+		if pool != nil {
+			problems = append(problems, pool.Close())
+		}
+	}
+	return errors.Join(problems...)
+}
+
 // servers are the parts that the configuration names. On an error, those that were opened before.
-func servers(n *Node) (p parts, err error) {
+func servers(n *Node) (p Parts, err error) {
 	c := n.config
 	pool := coherence.PoolConfig{
 		DSN: c.Postgres.DSN, MaxConns: c.Postgres.MaxConns,
 		ReadTimeout: c.loadTimeout() + time.Second,
 		Runtime:     map[string]string{"application_name": "freshet-load"},
 	}
-	if p.loads, err = coherence.OpenPool(pool); err != nil {
+	if p.Loads, err = coherence.OpenPool(pool); err != nil {
 		return p, err
 	}
 	pool.ReadTimeout, pool.Runtime = c.writeTimeout(), map[string]string{"application_name": "freshet-" + c.App}
-	if p.db, err = coherence.OpenPool(pool); err != nil {
+	if p.DB, err = coherence.OpenPool(pool); err != nil {
 		return p, err
 	}
+	p.Database = postgres{loads: p.Loads, db: p.DB}
 	if len(c.Redis.Addrs) > 0 {
 		l2, err := tiers.OpenL2(c.l2())
 		if err != nil {
 			return p, err
 		}
-		p.l2, p.sweeper = l2, l2
+		p.L2 = l2
 	}
 	if len(c.NATS.URLs) > 0 {
-		p.connect = n.connectNATS
+		p.Connect = n.connectNATS
 	}
 	log, err := coherence.OpenLog(coherence.LogConfig{DSN: c.Postgres.DSN, Timeout: c.Postgres.PollTimeout})
 	if err != nil {
 		return p, err
 	}
-	p.changes = log
+	p.Log = log
 	return p, nil
 }
 
@@ -84,7 +133,7 @@ func (l natsLink) Close() { l.nats.Close() }
 func (l natsLink) Connected() bool { return l.nats.IsConnected() }
 
 // connectNATS prepares the connection to NATS: it never gives up, and never buffers what cannot be sent.
-func (n *Node) connectNATS(missed func()) (link, error) {
+func (n *Node) connectNATS(missed func()) (Link, error) {
 	options := []nats.Option{
 		nats.Name("freshet " + n.config.App + " " + n.id),
 		nats.RetryOnFailedConnect(true), nats.MaxReconnects(-1), nats.ReconnectBufSize(-1),

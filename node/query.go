@@ -73,11 +73,14 @@ func NewQueryCache[V any](n *Node, c QueryConfig[V]) (*QueryCache[V], error) {
 	if c.Query == nil {
 		wrong = errors.Join(errors.New("QueryConfig.Query is nil; want a function that gives the SQL"), wrong)
 	}
+	if n.parts.Loads == nil {
+		wrong = errors.Join(wrong, errNoSQL)
+	}
 	config := tiers.Config[V]{
 		TTL: t.TTL, NegativeTTL: cmp.Or(t.NegativeTTL, t.TTL), MaxEntries: t.MaxEntries, MaxBytes: t.MaxBytes,
 		Refresh: *t.Refresh, RetryAfter: t.RetryAfter,
 		Codec: c.Codec, Compression: *t.Compress, MaxValue: t.MaxValue, NoVerify: c.NoVerify,
-		Source: tiers.NewQuerySource[V](n.loads, func(id string) (string, []any, error) {
+		Source: tiers.NewQuerySource[V](n.parts.Loads, func(id string) (string, []any, error) {
 			p, err := paramsOf(id)
 			if err != nil {
 				return "", nil, err

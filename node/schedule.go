@@ -2,7 +2,6 @@ package node
 
 import (
 	"context"
-	"database/sql"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -23,18 +22,12 @@ const MaxBatches = 1000
 
 // Batches lists the batches that have something in them, by name, at most [MaxBatches].
 func (n *Node) Batches(ctx context.Context) ([]BatchStats, error) {
-	var rows []struct {
-		BatchStats
-		DueAt sql.NullTime `db:"due"`
+	if n.parts.Database == nil {
+		return nil, &Error{Op: "read", Err: errors.New("batches: there is no database: Parts.Database is nil")}
 	}
-	err := n.db.SelectContext(ctx, &rows, fmt.Sprintf(`select name, entries, due, since from freshet.batches order by name limit %d`, MaxBatches))
+	batches, err := n.parts.Database.Batches(ctx)
 	if err != nil {
 		return nil, &Error{Op: "read", Err: fmt.Errorf("batches: %w", err)}
-	}
-	batches := make([]BatchStats, len(rows))
-	for i, r := range rows {
-		batches[i] = r.BatchStats
-		batches[i].Due = r.DueAt.Time
 	}
 	return batches, nil
 }
@@ -45,7 +38,7 @@ func (n *Node) Batches(ctx context.Context) ([]BatchStats, error) {
 func (n *Node) RunBatch(ctx context.Context, name string) (int64, error) {
 	var all int64
 	for {
-		ran, err := n.runSome(ctx, `select freshet.run_batch($1, $2)`, name, runAtMost)
+		ran, err := n.runSome(ctx, name)
 		if all += ran; err != nil || ran < runAtMost {
 			return all, err
 		}
@@ -55,16 +48,20 @@ func (n *Node) RunBatch(ctx context.Context, name string) (int64, error) {
 // DropBatch drops what is in the batch by now and returns how many entries that were; 0 = there is no such
 // batch.
 func (n *Node) DropBatch(ctx context.Context, name string) (int64, error) {
-	return n.runSome(ctx, `select freshet.drop_batch($1)`, name)
+	return n.countIn(ctx, func(tx *Tx) (int64, error) { return tx.transaction.DropBatch(ctx, name) })
 }
 
 // runAtMost bounds the entries that are run in one transaction.
 const runAtMost = 1000
 
-// runSome runs one of the functions in Postgres that return a number of entries, and tells of what changed
-// by it as of any write.
-func (n *Node) runSome(ctx context.Context, query string, args ...any) (entries int64, err error) {
-	_, err = n.Write(ctx, func(tx *Tx) error { return tx.GetContext(ctx, &entries, query, args...) })
+// runSome runs some of the batch, or with "" of what is due.
+func (n *Node) runSome(ctx context.Context, batch string) (int64, error) {
+	return n.countIn(ctx, func(tx *Tx) (int64, error) { return tx.transaction.RunScheduled(ctx, batch, runAtMost) })
+}
+
+// countIn runs what returns a number of entries in a transaction, and tells of what changed by it as of any write.
+func (n *Node) countIn(ctx context.Context, run func(tx *Tx) (int64, error)) (entries int64, err error) {
+	_, err = n.Write(ctx, func(tx *Tx) (err error) { entries, err = run(tx); return err })
 	if err != nil {
 		entries = 0
 	}
@@ -81,12 +78,11 @@ func (n *Node) runDue(ctx context.Context) error {
 			return nil
 		}
 	}
-	var due bool
-	if err := n.db.GetContext(ctx, &due, `select exists (select from freshet.scheduled where due <= clock_timestamp())`); err != nil || !due {
+	if due, err := n.parts.Database.Due(ctx); err != nil || !due {
 		return err
 	}
 	for {
-		ran, err := n.runSome(ctx, `select freshet.run_due($1)`, runAtMost)
+		ran, err := n.runSome(ctx, "")
 		switch {
 		case errors.Is(err, ErrClosed):
 			return nil

@@ -118,7 +118,7 @@ func (n *Node) begin(ctx context.Context) (tiers.Transaction, error) {
 	if !n.enter() {
 		return nil, ErrClosed
 	}
-	tx, err := tiers.BeginSQL(ctx, n.loads, n.writes.Done)
+	tx, err := n.parts.Database.BeginRead(ctx, n.writes.Done)
 	if err != nil {
 		n.writes.Done()
 		return nil, err

@@ -201,7 +201,7 @@ func (n *Node) measure() measured {
 	m := measured{lag: t.Lag}
 	b := n.bulkhead.Stats()
 	s := Stats{
-		ID: n.id, Boot: n.boot, Budget: n.config.budget().Seconds(), HasRedis: n.l2 != nil, HasNATS: n.conn != nil, Connected: n.connected(),
+		ID: n.id, Boot: n.boot, Budget: n.config.budget().Seconds(), HasRedis: n.parts.L2 != nil, HasNATS: n.conn != nil, Connected: n.connected(),
 		PollAge: n.pollAge().Seconds(), PollSeconds: t.PollTime.Seconds(),
 		Polls: t.Polls, PollErrors: t.PollErrors, Changes: t.Changes, Flushes: t.Flushes, Writes: n.counts.writes.Load(),
 		GenerationChanges: t.Regenerations, Cleaned: n.counts.cleaned.Load(),
@@ -219,8 +219,8 @@ func (n *Node) measure() measured {
 		s.HintsSent = n.bus.Published() - s.HintsUnsent
 		m.echoes = n.bus.Echoes()
 	}
-	if n.l2 != nil {
-		m.shards = n.l2.Shards()
+	if n.parts.L2 != nil {
+		m.shards = n.parts.L2.Shards()
 		for _, shard := range m.shards {
 			s.Shards = append(s.Shards, ShardStats{
 				Name: shard.Name, Slots: shard.Slots, State: shard.State, Connected: shard.Connected,

@@ -1,14 +1,11 @@
 package node
 
 import (
-	"database/sql"
 	"errors"
 	"fmt"
 	"slices"
 	"time"
 	"unicode/utf8"
-
-	"github.com/lib/pq"
 
 	"github.com/freshet-cache/freshet/cluster"
 	"github.com/freshet-cache/freshet/coherence"
@@ -137,9 +134,6 @@ func (s Strategy) named() error {
 	return nil
 }
 
-// later reports whether the change waits in freshet.scheduled.
-func (h how) later() bool { return h.delay > 0 || h.batch != "" }
-
 // what is what an invalidation is about.
 type what struct {
 	kind      coherence.Kind // of the ids, but for the view
@@ -170,18 +164,14 @@ func (tx *Tx) invalidate(w what, strategies []Strategy) error {
 	if h.view != "" {
 		w.kind = coherence.KindView
 	}
-	if h.later() {
-		if h.delay > 0 && (tx.due == 0 || h.delay < tx.due) {
-			tx.due = h.delay
-		}
-		return tx.log(`select freshet.schedule('Invalidate', $1, make_interval(secs => $2), $3, $4, $5, $6, make_interval(secs => $7))`,
-			h.batch, seconds(h.delay), string(w.kind), w.namespace, pq.StringArray(w.ids), h.view, seconds(h.grace))
+	if h.delay > 0 && (tx.due == 0 || h.delay < tx.due) {
+		tx.due = h.delay
 	}
-	return tx.log(`select freshet.log_change('Invalidate', $1, $2, $3, $4, make_interval(secs => $5))`,
-		string(w.kind), w.namespace, pq.StringArray(w.ids), h.view, seconds(h.grace))
-}
-
-// seconds is a duration for make_interval; null = none is given.
-func seconds(d time.Duration) sql.NullFloat64 {
-	return sql.NullFloat64{Float64: d.Seconds(), Valid: d != 0}
+	err = tx.transaction.Invalidate(tx.ctx, Invalidation{
+		Kind: w.kind, Namespace: w.namespace, IDs: w.ids, View: h.view, Grace: h.grace, Delay: h.delay, Batch: h.batch,
+	})
+	if err != nil {
+		return fmt.Errorf("node: invalidate: %w", err)
+	}
+	return nil
 }

@@ -35,7 +35,7 @@ type surveyor interface {
 // Redis asks every server of the Redis Cluster, replicas too, within 3 s, over connections of its own. A server
 // that does not answer is in the survey, with the reason. Without Redis there is no server in it.
 func (n *Node) Redis(ctx context.Context) (RedisSurvey, error) {
-	s, ok := n.l2.(surveyor)
+	s, ok := n.parts.L2.(surveyor)
 	if !ok {
 		return RedisSurvey{State: "none", Servers: []RedisServer{}}, nil
 	}
@@ -184,7 +184,7 @@ var errNoAnswer = errors.New("no answer from Postgres")
 // ends it.
 func (n *Node) surveyPostgres(ctx context.Context, questions func(ctx context.Context, conn *sqlx.Conn) error) error {
 	fail := func(err error) error { return &Error{Op: "survey of Postgres", Err: err} }
-	if n.loads == nil {
+	if n.parts.Loads == nil {
 		return fail(errors.New("this node has none"))
 	}
 	end, err := n.survey(ctx)

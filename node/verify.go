@@ -9,8 +9,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/lib/pq"
-
 	"github.com/freshet-cache/freshet/coherence"
 	"github.com/freshet-cache/freshet/tiers"
 )
@@ -146,7 +144,7 @@ func (n *Node) VerifySample(ctx context.Context, entries int) (VerifyReport, err
 			}
 		}
 	}
-	if len(wrong) > 0 && n.db != nil {
+	if len(wrong) > 0 && n.parts.Database != nil {
 		_, err := n.Write(ctx, func(tx *Tx) error {
 			for namespace, ids := range wrong {
 				if err := tx.Invalidate(namespace, ids); err != nil {
@@ -239,19 +237,13 @@ func (n *Node) scheduledScopes(ctx context.Context, namespace string, ids []stri
 		return nil, err
 	}
 	defer n.bulkhead.Leave()
-	var rows []struct{ Kind, Namespace, ID, View string }
-	err := n.loads.SelectContext(ctx, &rows, fmt.Sprintf(`
-select distinct kind::text as kind, namespace, id, view from freshet.scheduled
- where kind in ('t', 'n') or (namespace = $1 and id = any($2)) limit %d`, maxScheduled), namespace, pq.StringArray(ids))
+	found, err := n.parts.Database.Scheduled(ctx, namespace, ids, maxScheduled)
 	if err != nil {
 		return nil, fmt.Errorf("look for scheduled changes: %w", err)
 	}
-	if len(rows) == maxScheduled {
+	if len(found) == maxScheduled {
 		return nil, fmt.Errorf("look for scheduled changes: there are %d and more", maxScheduled)
 	}
-	scopes := make([]coherence.ScopeHash, len(rows))
-	for i, r := range rows {
-		scopes[i] = coherence.Scope{Kind: coherence.Kind(r.Kind[0]), Namespace: r.Namespace, ID: r.ID, View: r.View}.Hash()
-	}
+	scopes := hashesOf(found)
 	return scopes, nil
 }

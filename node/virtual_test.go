@@ -141,12 +141,12 @@ func (w *world) open() *virtual {
 		Verify: VerifyConfig{Every: time.Second, Sample: 2 * worldKeys},
 	}
 	var err error
-	v.node, err = openOn(c, func(*Node) (parts, error) {
-		connect := func(missed func()) (link, error) {
+	v.node, err = openOn(c, func(*Node) (Parts, error) {
+		connect := func(missed func()) (Link, error) {
 			v.bus = w.hub.Connect(missed)
 			return v.bus, nil
 		}
-		return parts{changes: v.log, l2: v.l2, connect: connect}, nil
+		return Parts{Log: v.log, L2: v.l2, Connect: connect}, nil
 	})
 	if err != nil {
 		w.t.Fatal(err)
@@ -286,9 +286,9 @@ func (w *world) transact(ctx context.Context, p *postgresWay, key, session, op u
 	})
 	w.mu.Unlock()
 	// If the answer is lost, nobody knows the outcome.
-	done := written{timeline: timeline, xid: tx.XID(), scopes: []coherence.Scope{scope}}
+	done := written{Written: Written{Timeline: timeline, XID: tx.XID(), Scopes: []coherence.Scope{scope}}}
 	if grace > 0 {
-		done.graced, done.scopes = map[time.Duration][]coherence.Scope{grace: done.scopes}, nil
+		done.Graced, done.Scopes = map[time.Duration][]coherence.Scope{grace: done.Scopes}, nil
 	}
 	return done, p.travel(ctx)
 }

@@ -335,7 +335,7 @@ func (r *warmRun) load(ctx context.Context, batch []string) (tiers.Warmed, error
 
 // storeAway reports whether a shard of L2 is not connected, so that Postgres would be asked for what is there.
 func (n *Node) storeAway() bool {
-	return n.l2 != nil && slices.ContainsFunc(n.l2.Shards(), func(s tiers.ShardState) bool { return s.State == "open" })
+	return n.parts.L2 != nil && slices.ContainsFunc(n.parts.L2.Shards(), func(s tiers.ShardState) bool { return s.State == "open" })
 }
 
 // idle waits and reports true, or false when the context ends before.
@@ -352,12 +352,15 @@ func idle(ctx context.Context, d time.Duration) bool {
 
 // queryIDs is [WarmUp.Query], under the bulkhead like every read of a source.
 func (n *Node) queryIDs(ctx context.Context, query string, limit int) ([]string, error) {
+	if n.parts.Loads == nil {
+		return nil, errNoSQL
+	}
 	if err := n.bulkhead.Enter(ctx); err != nil {
 		return nil, err
 	}
 	defer n.bulkhead.Leave()
 	var ids []string
-	err := n.loads.SelectContext(ctx, &ids, `select q.id::text from (`+strings.TrimRight(strings.TrimSpace(query), "; \t\n")+`
+	err := n.parts.Loads.SelectContext(ctx, &ids, `select q.id::text from (`+strings.TrimRight(strings.TrimSpace(query), "; \t\n")+`
 ) q limit $1`, limit)
 	return ids, err
 }

@@ -34,8 +34,8 @@ func onShelf(t *testing.T, test func(s *shelf)) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &shelf{t: t, log: logtest.NewMemory()}
 		var err error
-		s.node, err = openOn(Config{App: "shelf", Logger: slog.New(slog.DiscardHandler)}, func(*Node) (parts, error) {
-			return parts{changes: s.log}, nil
+		s.node, err = openOn(Config{App: "shelf", Logger: slog.New(slog.DiscardHandler)}, func(*Node) (Parts, error) {
+			return Parts{Log: s.log}, nil
 		})
 		if err != nil {
 			t.Fatal(err)

@@ -82,7 +82,7 @@ func (n *Node) checkWatches(ctx context.Context) error {
 	}
 	n.doubt(found, sent, false)
 	if len(found) > 0 {
-		if _, err := n.loads.ExecContext(ctx, `select freshet.mend()`); err != nil {
+		if _, err := n.parts.Loads.ExecContext(ctx, `select freshet.mend()`); err != nil {
 			return fmt.Errorf("mend watches: %w", err)
 		}
 		sent = n.tracker.Now()
@@ -104,7 +104,7 @@ func (n *Node) checkWatches(ctx context.Context) error {
 // drift asks Postgres for the problems.
 func (n *Node) drift(ctx context.Context) ([]drift, error) {
 	var found []drift
-	err := n.loads.SelectContext(ctx, &found, fmt.Sprintf(
+	err := n.parts.Loads.SelectContext(ctx, &found, fmt.Sprintf(
 		`select namespace, relation, problem, tags, whole from freshet.drift() limit %d`, maxDrift+1))
 	if err != nil {
 		return nil, fmt.Errorf("check the watches: %w", err)

@@ -2,14 +2,12 @@ package node
 
 import (
 	"context"
-	"database/sql"
 	"errors"
 	"fmt"
 	"strings"
 	"time"
 
 	"github.com/jmoiron/sqlx"
-	"github.com/lib/pq"
 
 	"github.com/freshet-cache/freshet/coherence"
 )
@@ -19,8 +17,9 @@ import (
 // function that got it.
 type Tx struct {
 	*sqlx.Tx
-	ctx context.Context //nolint:containedctx // a Tx lives within one call of Write, whose context it is
-	due time.Duration   // after which the first of what it scheduled is due; 0 = nothing is
+	transaction Transaction
+	ctx         context.Context //nolint:containedctx // a Tx lives within one call of Write, whose context it is
+	due         time.Duration   // after which the first of what it scheduled is due; 0 = nothing is
 }
 
 // Invalidate says that the entities change with this transaction, at once or as the strategies say.
@@ -44,15 +43,14 @@ func (tx *Tx) InvalidateNamespace(namespace string, strategies ...Strategy) erro
 // Grace is [WithGrace] for all that changes with this transaction from here on, the rows of watched tables
 // among it; 0 = no grace any more. At most [MaxGrace].
 func (tx *Tx) Grace(d time.Duration) error {
-	return tx.log(`select freshet.grace(make_interval(secs => $1))`, d.Seconds())
-}
-
-func (tx *Tx) log(query string, args ...any) error {
-	if _, err := tx.ExecContext(tx.ctx, query, args...); err != nil {
+	if err := tx.transaction.Grace(tx.ctx, d); err != nil {
 		return fmt.Errorf("node: invalidate: %w", err)
 	}
 	return nil
 }
+
+// Transaction is what [Parts].Database began, for who has brought it.
+func (tx *Tx) Transaction() Transaction { return tx.transaction }
 
 // Write runs the function in one Postgres transaction and commits it if it returns nil. When Write
 // returns, this replica answers no read from before the commit, the others have been told, and the
@@ -76,37 +74,42 @@ func (n *Node) write(ctx context.Context, transact func() (written, error)) (Tok
 	if err != nil {
 		return Token{}, &Error{Op: "write", Err: err}
 	}
-	if w.xid == 0 {
+	if w.XID == 0 {
 		return Token{}, nil // it wrote nothing
 	}
-	return coherence.TokenOfWrite(w.timeline, w.xid), nil
+	return coherence.TokenOfWrite(w.Timeline, w.XID), nil
 }
 
 // transact runs the function in one transaction. With an error it returns what may have changed all the
 // same: nothing, unless the outcome of the commit is not known.
 func (n *Node) transact(ctx context.Context, f func(tx *Tx) error) (written, error) {
-	tx, err := n.db.BeginTxx(ctx, nil)
+	if n.parts.Database == nil {
+		return written{}, errors.New("there are no transactions: Parts.Database is nil")
+	}
+	transaction, err := n.parts.Database.Begin(ctx)
 	if err != nil {
 		return written{}, err
 	}
-	defer tx.Rollback() // nothing to roll back after a commit
-	t := &Tx{Tx: tx, ctx: ctx}
-	if err := f(t); err != nil {
+	defer transaction.Rollback() // nothing to roll back after a commit
+	tx := &Tx{Tx: transaction.SQL(), transaction: transaction, ctx: ctx}
+	if tx.Tx == nil {
+		if n.parts.DB != nil {
+			return written{}, errors.New("the transaction has no SQL, and Parts.DB is not nil")
+		}
+		if tx.Tx, err = n.db.BeginTxx(ctx, nil); err != nil {
+			return written{}, err
+		}
+		defer tx.Tx.Rollback() // it has none of the changes
+	}
+	if err := f(tx); err != nil {
 		return written{}, err
 	}
-	w, err := changesOf(ctx, tx)
-	if err != nil {
+	since := n.tracker.Now()
+	w, err := transaction.Commit(ctx)
+	if err != nil && w.XID == 0 {
 		return written{}, err
 	}
-	w.due, w.since = t.due, n.tracker.Now()
-	err = tx.Commit()
-	if refused(err) {
-		return written{}, err
-	}
-	if err != nil {
-		return w, fmt.Errorf("commit: its outcome is not known: %w", err)
-	}
-	return w, nil
+	return written{w, since, tx.due}, err
 }
 
 // Invalidate is [Tx.Invalidate] in a transaction of its own.
@@ -124,110 +127,41 @@ func (n *Node) InvalidateNamespace(ctx context.Context, namespace string, strate
 	return n.Write(ctx, func(tx *Tx) error { return tx.InvalidateNamespace(namespace, strategies...) })
 }
 
-// refused reports whether the server said that the transaction is rolled back. Any other error of a
-// commit, a lost connection above all, leaves its outcome open.
-func refused(err error) bool {
-	var answer *pq.Error
-	if !errors.As(err, &answer) {
-		return false
-	}
-	switch answer.Code.Class() {
-	case "08", "57", "58", "XX": // connection, operator intervention, system error, internal error
-		return false
-	}
-	return answer.Code != "40003" // statement_completion_unknown
-}
-
-// written is what a transaction logged.
+// written is what a transaction logged, and what this node knows of it besides.
 type written struct {
-	timeline, xid uint64
-	scopes        []coherence.Scope
-	// many: there were more than maxWritten scopes, and scopes is not all of them.
-	many bool
-	// graced are the scopes whose changes have a grace, by their grace; they are not among scopes. The
-	// commit was sent after since.
-	graced map[time.Duration][]coherence.Scope
-	since  coherence.Instant
-	due    time.Duration // after which the first of what it scheduled is due; 0 = nothing is
-}
-
-// maxWritten bounds the scopes of one write that are told one by one; what goes beyond is found by
-// polling.
-const maxWritten = 5000
-
-// changesOf reads back what the transaction has logged so far, by whichever trigger. Deferred triggers
-// run before, so that nothing is logged behind our back.
-func changesOf(ctx context.Context, tx *sqlx.Tx) (written, error) {
-	var w written
-	if _, err := tx.ExecContext(ctx, `set constraints all immediate`); err != nil {
-		return w, err
-	}
-	rows, err := tx.QueryContext(ctx, fmt.Sprintf(`
-select freshet.current_timeline(), pg_current_xact_id_if_assigned()::text::bigint, l.kind, l.namespace, l.id, l.view, l.grace
-  from (select 1) one left join lateral (
-       select kind, namespace, id, view, grace from freshet.log where xid = pg_current_xact_id_if_assigned() limit %d
-  ) l on true`, maxWritten+1))
-	if err != nil {
-		return w, fmt.Errorf("read back what changed: %w", err)
-	}
-	defer rows.Close()
-	for told := 0; rows.Next(); told++ {
-		var timeline int64
-		var xid, grace sql.NullInt64
-		var kind, namespace, id, view sql.NullString
-		if err := rows.Scan(&timeline, &xid, &kind, &namespace, &id, &view, &grace); err != nil {
-			return w, fmt.Errorf("read back what changed: %w", err)
-		}
-		w.timeline, w.xid = uint64(timeline), uint64(xid.Int64)
-		if kind.String == "" {
-			continue
-		}
-		if told == maxWritten {
-			w.many = true
-			break
-		}
-		scope := coherence.Scope{Kind: coherence.Kind(kind.String[0]), Namespace: namespace.String, ID: id.String, View: view.String}
-		if grace.Int64 == 0 || scope.Kind == coherence.KindGenerations { // which have none
-			w.scopes = append(w.scopes, scope)
-			continue
-		}
-		if w.graced == nil {
-			w.graced = map[time.Duration][]coherence.Scope{}
-		}
-		d := time.Duration(grace.Int64) * time.Millisecond
-		w.graced[d] = append(w.graced[d], scope)
-	}
-	return w, rows.Err()
+	Written
+	since coherence.Instant // before the commit was sent
+	due   time.Duration     // after which the first of what it scheduled is due; 0 = nothing is
 }
 
 // changed tells of a commit: this replica first, then the others, then the space in L2.
 func (n *Node) changed(ctx context.Context, w written) {
-	if doubted := n.watches.doubted(); w.xid != 0 && len(doubted) > 0 {
+	if doubted := n.watches.doubted(); w.XID != 0 && len(doubted) > 0 {
 		n.own.Wrote(n.tracker.Now(), doubted, false) // what it changed may not be among what it logged
 	}
 	if w.due > 0 {
 		n.due.set(w.due)
 	}
-	if len(w.scopes)+len(w.graced) == 0 {
+	if len(w.Scopes)+len(w.Graced) == 0 {
 		return
 	}
 	n.counts.writes.Add(1)
-	unlisted := w.many || w.regenerates()
+	unlisted := w.Many || w.regenerates()
 	if unlisted {
 		// Too many to list, or what only a poll can tell: nothing is proven here until a poll that is sent
 		// from now on.
 		n.tracker.Observe(coherence.Wrote{})
 	}
 	// The others hear by polling of what has a grace: it is not urgent.
-	for grace, scopes := range w.graced {
-		event := coherence.Wrote{Timeline: w.timeline, XID: w.xid, Scopes: hashesOf(scopes), Grace: grace, Since: w.since}
+	for grace, scopes := range w.Graced {
+		event := coherence.Wrote{Timeline: w.Timeline, XID: w.XID, Scopes: hashesOf(scopes), Grace: grace, Since: w.since}
 		n.tracker.Observe(event)
 		n.own.Wrote(n.tracker.Now(), event.Scopes, unlisted)
 	}
-	if len(w.scopes) == 0 {
+	if len(w.Scopes) == 0 {
 		return
 	}
-	event := coherence.Wrote{Timeline: w.timeline, XID: w.xid, Scopes: hashesOf(w.scopes)}
+	event := coherence.Wrote{Timeline: w.Timeline, XID: w.XID, Scopes: hashesOf(w.Scopes)}
 	n.tracker.Observe(event)
 	n.own.Wrote(n.tracker.Now(), event.Scopes, unlisted)
 	if n.bus != nil {
@@ -235,7 +169,7 @@ func (n *Node) changed(ctx context.Context, w written) {
 			n.counts.hintsUnsent.Add(1) // the others find it by polling
 		}
 	}
-	n.unlink(ctx, w.scopes)
+	n.unlink(ctx, w.Scopes)
 	if w.regenerates() {
 		n.follow(ctx)
 	}
@@ -255,7 +189,7 @@ const maxUnlink = 1000
 // unlink removes entries of changed entities from L2. It saves others from fetching what they would
 // refuse; nothing depends on it.
 func (n *Node) unlink(ctx context.Context, scopes []coherence.Scope) {
-	if n.l2 == nil {
+	if n.parts.L2 == nil {
 		return
 	}
 	var keys []string
@@ -269,7 +203,7 @@ func (n *Node) unlink(ctx context.Context, scopes []coherence.Scope) {
 				continue
 			}
 			// An id without a key has no entry.
-			if key, err := c.L2Key(scope.ID); err == nil && n.l2.Available(key) {
+			if key, err := c.L2Key(scope.ID); err == nil && n.parts.L2.Available(key) {
 				keys = append(keys, key)
 				c.CountUnlink()
 			}
@@ -282,7 +216,7 @@ func (n *Node) unlink(ctx context.Context, scopes []coherence.Scope) {
 	if len(keys) == 0 {
 		return
 	}
-	_ = n.l2.Unlink(context.WithoutCancel(ctx), keys...) // the shards count what fails
+	_ = n.parts.L2.Unlink(context.WithoutCancel(ctx), keys...) // the shards count what fails
 }
 
 // enter counts a write as under way, until writes.Done, unless the node is closed.
