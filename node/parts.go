@@ -28,7 +28,7 @@ type Parts struct {
 	// that needs a transaction fail.
 	Database Database
 	// Loads and DB are pools of connections to Postgres, for sources, and for writes and the application. nil =
-	// there is no SQL: [SQL], query caches and warm-ups by a query are refused, and statements on [Node.DB] or a
+	// there is no SQL: [SQL], [QueryConfig].Query and warm-ups by a query are refused, and statements on [Node.DB] or a
 	// [Tx] fail.
 	Loads, DB *sqlx.DB
 }

@@ -23,8 +23,11 @@ type QueryConfig[V any] struct {
 	// Query gives the SQL and its arguments. It must return one row with one column of JSON that
 	// decodes into V, by protojson if that is a message, or of a number or boolean for a V of that kind, as
 	// select count(*) does for int64; no row or null means that there is no result. The texts should be few:
-	// each is prepared once per connection. Required.
+	// each is prepared once per connection. Required, unless there is a Func.
 	Query func(p cluster.Params) (sql string, args []any, err error)
+	// Func gives the result in Go, and whether there is one, in place of Query. It must read the present state, and
+	// costs two polls more, as [Func] does for entities.
+	Func func(ctx context.Context, p cluster.Params) (result V, ok bool, err error)
 	// Tags are what the result depends on, up to 64. They are asked for with the zero V where there is no
 	// result: that depends on them no less.
 	Tags func(p cluster.Params, v V) []string
@@ -70,23 +73,13 @@ func NewQueryCache[V any](n *Node, c QueryConfig[V]) (*QueryCache[V], error) {
 	c.WarmUp.Peers = *t.WarmUp.Peers
 	warm := own.tuned(c.WarmUp.plan(n, name), t.WarmUp, n.config.tuned(name, CacheSettings{}).MaxEntries)
 	wrong := warm.check(t.MaxEntries)
-	if c.Query == nil {
-		wrong = errors.Join(errors.New("QueryConfig.Query is nil; want a function that gives the SQL"), wrong)
-	}
-	if n.parts.Loads == nil {
-		wrong = errors.Join(wrong, errNoSQL)
-	}
+	source, err := c.source(n)
+	wrong = errors.Join(err, wrong)
 	config := tiers.Config[V]{
 		TTL: t.TTL, NegativeTTL: cmp.Or(t.NegativeTTL, t.TTL), MaxEntries: t.MaxEntries, MaxBytes: t.MaxBytes,
 		Refresh: *t.Refresh, RetryAfter: t.RetryAfter,
 		Codec: c.Codec, Compression: *t.Compress, MaxValue: t.MaxValue, NoVerify: c.NoVerify,
-		Source: tiers.NewQuerySource[V](n.parts.Loads, func(id string) (string, []any, error) {
-			p, err := paramsOf(id)
-			if err != nil {
-				return "", nil, err
-			}
-			return c.Query(p)
-		}),
+		Source: source,
 		Key: func(g cluster.Generation, id string) (string, error) {
 			p, err := paramsOf(id)
 			if err != nil {
@@ -120,6 +113,46 @@ func NewQueryCache[V any](n *Node, c QueryConfig[V]) (*QueryCache[V], error) {
 	made := &QueryCache[V]{node: n, name: name, want: s.want(n.config), tiers: inner}
 	n.describe(describeCache(name, "query", made.want, inner.Settings()))
 	return made, nil
+}
+
+// source is that of the results.
+func (c QueryConfig[V]) source(n *Node) (tiers.Source[V], error) {
+	switch {
+	case c.Query == nil && c.Func == nil:
+		return nil, errors.New("QueryConfig.Query is nil; want a function that gives the SQL, or Func")
+	case c.Query != nil && c.Func != nil:
+		return nil, errors.New("QueryConfig.Query and QueryConfig.Func are both set; want one of them")
+	case c.Func != nil:
+		return tiers.FuncSource[V]{Tracker: n.tracker, Func: c.load}, nil
+	case n.parts.Loads == nil:
+		return nil, errNoSQL
+	}
+	return tiers.NewQuerySource[V](n.parts.Loads, func(id string) (string, []any, error) {
+		p, err := paramsOf(id)
+		if err != nil {
+			return "", nil, err
+		}
+		return c.Query(p)
+	}), nil
+}
+
+// load is Func for several ids.
+func (c QueryConfig[V]) load(ctx context.Context, ids []string) (map[string]V, error) {
+	results := make(map[string]V, len(ids))
+	for _, id := range ids {
+		p, err := paramsOf(id)
+		if err != nil {
+			return nil, err
+		}
+		v, ok, err := c.Func(ctx, p)
+		if err != nil {
+			return nil, err
+		}
+		if ok {
+			results[id] = v
+		}
+	}
+	return results, nil
 }
 
 // idOf is the canonical text of parameters, by which a query's result is known in this process and to

@@ -316,7 +316,7 @@ var mutants = []mutant{
 	{
 		name: "own-generation-not-followed", guard: "after its own change of a generation a replica proves nothing until it has polled",
 		file: "node/write.go",
-		old:  "unlisted := w.many || w.regenerates()", with: "unlisted := w.many",
+		old:  "unlisted := w.Many || w.regenerates()", with: "unlisted := w.Many",
 		folder: "node", killer: "TestI2OwnGeneration",
 	},
 	{

@@ -1,6 +1,7 @@
 package nodetest
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -127,8 +128,8 @@ func (c *Cluster) parts(m *member) node.Parts {
 	const writeTimeout = 30 * time.Second // as a node's
 	config := c.config.Node.Postgres
 	p := node.Parts{
-		Log:      &wayLog{way: m.postgres, timeout: orElse(config.PollTimeout, time.Second)},
-		Database: wayDatabase{m.postgres, orElse(config.WriteTimeout, writeTimeout)},
+		Log:      &wayLog{way: m.postgres, timeout: cmp.Or(config.PollTimeout, time.Second)},
+		Database: wayDatabase{m.postgres, cmp.Or(config.WriteTimeout, writeTimeout)},
 	}
 	if !c.config.WithoutRedis {
 		m.redis = c.redis.Link()
@@ -141,13 +142,6 @@ func (c *Cluster) parts(m *member) node.Parts {
 		}
 	}
 	return p
-}
-
-func orElse(d, standard time.Duration) time.Duration {
-	if d == 0 {
-		return standard
-	}
-	return d
 }
 
 // Node is the node of the index, from 0 on, as it was started last.

@@ -3,6 +3,7 @@ package nodetest_test
 import (
 	"context"
 	"errors"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -159,6 +160,56 @@ func TestFuncSource(t *testing.T) {
 			if e, err := cache.Lookup(s.t.Context(), "42"); err != nil || e.Value.Price != price || !e.Fresh {
 				s.t.Errorf("%+v, %v", e, err)
 			}
+		}
+	})
+}
+
+// A list of products by name, with the tag that the table's changes have.
+func TestQueryCache(t *testing.T) {
+	inShop(t, nodetest.Config{}, func(s *shop) {
+		ctx := s.t.Context()
+		lists, err := node.NewQueryCache(s.Node(0), node.QueryConfig[[]string]{
+			Namespace: "product", View: "by-name",
+			Func: func(_ context.Context, p cluster.Params) ([]string, bool, error) {
+				var ids []string
+				for id, product := range s.products.Rows() {
+					if product.Name == p["name"] {
+						ids = append(ids, id)
+					}
+				}
+				slices.Sort(ids)
+				return ids, ids != nil, nil
+			},
+			Tags: func(p cluster.Params, _ []string) []string { return []string{"name:" + p["name"]} },
+		})
+		s.must(err)
+		answers := func(want string, tier node.Tier) {
+			s.t.Helper()
+			pass(time.Second)
+			e, err := lists.Lookup(ctx, cluster.Params{"name": "lamp"})
+			if want == "" && errors.Is(err, node.ErrNotFound) {
+				err = nil
+			}
+			if err != nil || !e.Fresh || e.Tier != tier || strings.Join(e.Value, " ") != want {
+				s.t.Errorf("%+v, %v; want %q from %v", e, err, want, tier)
+			}
+		}
+		answers("", node.TierSource)
+		s.products.Set("42", product{"lamp", 100})
+		answers("42", node.TierSource)
+		s.products.Set("43", product{"table", 100})
+		answers("42", node.TierL1)
+		s.products.Set("43", product{"lamp", 100})
+		answers("42 43", node.TierSource)
+		s.products.Set("42", product{"table", 100})
+		answers("43", node.TierSource)
+		_, none := node.NewQueryCache(s.Node(1), node.QueryConfig[int]{Namespace: "product", View: "none"})
+		_, both := node.NewQueryCache(s.Node(1), node.QueryConfig[int]{
+			Namespace: "product", View: "both", Func: func(context.Context, cluster.Params) (int, bool, error) { return 0, false, nil },
+			Query: func(cluster.Params) (string, []any, error) { return "", nil, nil },
+		})
+		if none == nil || both == nil || !strings.Contains(both.Error(), "both set") {
+			s.t.Errorf("%v; %v", none, both)
 		}
 	})
 }

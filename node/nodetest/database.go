@@ -213,7 +213,8 @@ func (tx *Tx) change(grace time.Duration, scopes ...coherence.Scope) {
 	tx.log.Grace(grace)
 	tx.log.Change(scopes...)
 	for _, scope := range scopes {
-		switch tx.many++; {
+		tx.many++
+		switch {
 		case tx.many > maxScopes:
 			tx.written.Many = true
 		case grace == 0 || scope.Kind == coherence.KindGenerations:

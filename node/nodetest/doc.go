@@ -18,11 +18,11 @@
 //	}
 //
 // A [Table] stands for a watched table: its transactions log their changes, may stay open and commit in any order, and
-// its Source reads under exact snapshots. [node.Func] sources work as they are. So do Write with its Invalidate
+// its Source reads under exact snapshots. [node.Func] sources work as they are, and query caches with a Func. So do Write with its Invalidate
 // methods, all strategies, generations, [node.Node.Snapshot], tokens, warm-ups, and Put through a Store: that of a Table,
 // or the application's own, which changes tables by [TxOf].
 //
-// There is no SQL: [node.SQL], query caches and warm-ups by a query are refused by NewCache; statements on a [node.Tx]
+// There is no SQL: [node.SQL], query caches with a Query and warm-ups by a query are refused by NewCache; statements on a [node.Tx]
 // or on [node.Node.DB] fail and say so. There is no JetStream: a cache with WriteBehind is refused. Nor is there
 // clean-up of Redis ([node.Node.Clean]), or drift of watches. For these, tests need servers.
 package nodetest

@@ -2,6 +2,7 @@ package nodetest
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"maps"
 	"math"
@@ -40,7 +41,7 @@ func (tx *Tx) changeGeneration(s node.GenerationStep) (uint32, error) {
 	case s.Namespace != "" && cluster.CheckNamespace(s.Namespace) != nil:
 		return 0, fmt.Errorf("nodetest: namespace is %q; want that of a cache, or none for all of them", s.Namespace)
 	case s.Why == "" || utf8.RuneCountInString(s.Why) > 1000:
-		return 0, fmt.Errorf("nodetest: why: want the reason, in 1 to 1000 characters")
+		return 0, errors.New("nodetest: why: want the reason, in 1 to 1000 characters")
 	case utf8.RuneCountInString(s.By) > 200:
 		return 0, fmt.Errorf("nodetest: by has %d characters; want at most 200", utf8.RuneCountInString(s.By))
 	case s.Action == node.ActionSet && s.Number == 0:

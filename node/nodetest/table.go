@@ -73,6 +73,13 @@ func (t *Table[V]) Get(id string) (v V, ok bool) {
 	return v, ok
 }
 
+// Rows are all rows as they are committed now: id -> value. It is for tests, and for a [node.QueryConfig] with a Func.
+func (t *Table[V]) Rows() map[string]V {
+	t.db.mu.Lock()
+	defer t.db.mu.Unlock()
+	return maps.Clone(t.rows)
+}
+
 // SetIn is [Table.Set] as a part of the transaction.
 func (t *Table[V]) SetIn(tx *Tx, id string, v V) error { return t.change(tx, id, row[V]{value: v}) }
 
