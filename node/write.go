@@ -104,6 +104,11 @@ func (n *Node) transact(ctx context.Context, f func(tx *Tx) error) (written, err
 	if err := f(tx); err != nil {
 		return written{}, err
 	}
+	if transaction.SQL() == nil {
+		if err := tx.Tx.Commit(); err != nil { // the function has ended it
+			return written{}, err
+		}
+	}
 	since := n.tracker.Now()
 	w, err := transaction.Commit(ctx)
 	if err != nil && w.XID == 0 {

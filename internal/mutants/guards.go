@@ -320,6 +320,12 @@ var mutants = []mutant{
 		folder: "node", killer: "TestI2OwnGeneration",
 	},
 	{
+		name: "unknown-commit-ignored", guard: "a commit whose outcome is not known counts as a change",
+		file: "node/write.go",
+		old:  "if err != nil && w.XID == 0 {", with: "if err != nil {",
+		folder: "node/nodetest", killer: "TestPostgresFaults",
+	},
+	{
 		name: "entry-unchecked", guard: "an entry in L2 that a change made invalid is refused",
 		file: "tiers/flight.go",
 		old:  "if c.Tracker.Now() >= it.expires || !c.revalidate(it) {", with: "if c.Tracker.Now() >= it.expires {",

@@ -221,7 +221,8 @@ func (c *Cluster) must(err error) {
 }
 
 // Kill has the node end as its process would that is killed: nothing that it does from now on has an effect, its
-// transactions are rolled back, and nobody is told. What the test holds of it answers [node.ErrClosed].
+// transactions are rolled back, and nobody is told. What the test holds of it answers [node.ErrClosed]. It returns when
+// loads and functions of writes that were under way have come back, as [node.Node.Close] does.
 func (c *Cluster) Kill(i int) {
 	for _, m := range c.at(i) {
 		m.sever()

@@ -86,7 +86,7 @@ func (s *shop) uncertain(i int, id string, options ...node.ReadOption) {
 
 func TestOpensInMilliseconds(t *testing.T) {
 	least := time.Hour
-	for range 5 {
+	for range 10 {
 		began := time.Now()
 		c, err := nodetest.Open(nodetest.Config{})
 		least = min(least, time.Since(began))
@@ -230,6 +230,8 @@ func TestInvalidate(t *testing.T) {
 		tier("nothing has changed", node.TierL1)
 		s.Invalidate("product", "42")
 		tier("the entity", node.TierSource)
+		s.must(s.Commit(func(tx *nodetest.Tx) error { return tx.InvalidateView("product", "42", "detail") }))
+		tier("its view", node.TierSource)
 		s.InvalidateTag("name:lamp")
 		tier("the tag", node.TierSource)
 		s.InvalidateNamespace("product")
@@ -327,6 +329,14 @@ func TestWrite(t *testing.T) {
 		}
 		s.answers(0, "42", 120, node.Within(0))
 
+		if _, err := s.Node(0).Write(ctx, func(tx *node.Tx) error {
+			s.must(s.products.DeleteIn(nodetest.TxOf(tx), "42"))
+			return tx.Rollback()
+		}); err == nil {
+			s.t.Error("what was rolled back commits")
+		}
+		s.answers(0, "42", 120, node.Within(0))
+
 		e, err := s.caches[1].Put(ctx, "42", product{"lamp", 130})
 		if err != nil || e.Value.Price != 130 || !e.Fresh {
 			s.t.Errorf("%+v, %v", e, err)
@@ -361,10 +371,10 @@ func TestStrategies(t *testing.T) {
 		}
 		s.answers(0, "42", 100, node.Within(0))
 		tier("before", node.TierL1)
-		if _, err := s.Node(1).Invalidate(ctx, "product", []string{"42"}, node.After(time.Hour)); err != nil {
+		if _, err := s.Node(1).Invalidate(ctx, "product", []string{"42"}, node.After(10*time.Minute)); err != nil {
 			s.t.Error(err)
 		}
-		pass(59 * time.Minute)
+		pass(9 * time.Minute)
 		s.answers(0, "42", 100)
 		tier("before its time", node.TierL1)
 		before := s.caches[0]

@@ -233,6 +233,11 @@ func (tx *Tx) Invalidate(namespace string, ids ...string) error {
 	return tx.invalidate(node.Invalidation{Kind: coherence.KindEntity, Namespace: namespace, IDs: ids})
 }
 
+// InvalidateView says that one view of the entity changes, as freshet.invalidate_view does in SQL.
+func (tx *Tx) InvalidateView(namespace, id, view string) error {
+	return tx.invalidate(node.Invalidation{Kind: coherence.KindView, Namespace: namespace, IDs: []string{id}, View: view})
+}
+
 // InvalidateTag says that every entry with one of the tags changes, as freshet.invalidate_tag does in SQL.
 func (tx *Tx) InvalidateTag(tags ...string) error {
 	return tx.invalidate(node.Invalidation{Kind: coherence.KindTag, IDs: tags})

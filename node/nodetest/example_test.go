@@ -42,7 +42,8 @@ func (s *Shop) Reprice(ctx context.Context, id string, price int) error {
 }
 
 func Example() {
-	test := func(t *testing.T) { // as go test runs a TestPriceWithoutNATS
+	run(func(t *testing.T) { // as go test runs a TestPriceWithoutNATS
+		t.Helper()
 		synctest.Test(t, func(t *testing.T) { // time is virtual
 			c := nodetest.New(t, nodetest.Config{Nodes: 2})
 			products := nodetest.NewTable[Product](c, "product")
@@ -80,8 +81,7 @@ func Example() {
 			<-time.After(time.Second)
 			show("in the end:")
 		})
-	}
-	run(test)
+	})
 	// Output:
 	// at first: 100 <nil>
 	// within the budget: 100 <nil>

@@ -303,7 +303,7 @@ func (w *world) run() *history.Report {
 
 // I1, I2, I3, I4, I5: whatever fails.
 func TestI1I2I3I4I5ByKit(t *testing.T) {
-	seeds := uint64(12)
+	seeds := uint64(8)
 	if testing.Short() {
 		seeds = 3
 	}
