@@ -37,6 +37,8 @@
 // [Node.Write], through a trigger that freshet.watch made, or by freshet.invalidate in SQL. Redis and
 // NATS make answers faster, never righter; both may be missing or down, also when the node opens.
 //
+// Tests need none of the servers: package nodetest has a cluster in one process, in virtual time if they like.
+//
 // # What is not promised
 //
 // See package coherence: two primaries at once, synchronous_commit off, writers that bypass triggers

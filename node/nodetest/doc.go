@@ -22,6 +22,9 @@
 // methods, all strategies, generations, [node.Node.Snapshot], tokens, warm-ups, and Put through a Store: that of a Table,
 // or the application's own, which changes tables by [TxOf].
 //
+// In a bubble nothing depends on the machine's speed or load. What is random in production stays random: the jitter of
+// times to live and of background work.
+//
 // There is no SQL: [node.SQL], query caches with a Query and warm-ups by a query are refused by NewCache; statements on a [node.Tx]
 // or on [node.Node.DB] fail and say so. There is no JetStream: a cache with WriteBehind is refused. Nor is there
 // clean-up of Redis ([node.Node.Clean]), or drift of watches. For these, tests need servers.
