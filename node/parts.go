@@ -43,7 +43,7 @@ type SharedStore interface {
 }
 
 // Link is the connection to the bus. Close ends its subscriptions, and returns when nothing is being delivered any
-// more.
+// more. One that has a method Connected() bool tells [Node.Stats] by it whether there is a connection now.
 type Link interface {
 	cluster.Conn
 	Close()

@@ -161,6 +161,13 @@ func (c *Conn) Heal() {
 	}
 }
 
+// Connected reports whether the member takes itself to be on the Hub.
+func (c *Conn) Connected() bool {
+	c.hub.mu.Lock()
+	defer c.hub.mu.Unlock()
+	return c.state == up || c.state == muted
+}
+
 func (c *Conn) change(to state) (before state) {
 	c.hub.mu.Lock()
 	defer c.hub.mu.Unlock()

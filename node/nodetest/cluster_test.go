@@ -632,6 +632,9 @@ func TestNATSFaults(t *testing.T) {
 			pass(time.Minute)
 			s.answers(1, "42", price, node.Within(0))
 			fault()
+			if connected := s.Node(1).Stats().Connected; connected != (name != "away") {
+				s.t.Errorf("%s: connected: %t", name, connected)
+			}
 			pass(10 * time.Millisecond)
 			price++
 			put(price)
