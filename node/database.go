@@ -44,7 +44,7 @@ type Transaction interface {
 	// RunScheduled logs what is in the batch, or with "" what is due, up to so many entries, and returns how many:
 	// fewer if no more are left but what another transaction runs.
 	RunScheduled(ctx context.Context, batch string, limit int) (int64, error)
-	// DropBatch drops what is in the batch and returns how many entries that was.
+	// DropBatch drops what is in the batch, which has a name, and returns how many entries that was.
 	DropBatch(ctx context.Context, batch string) (int64, error)
 	// Commit commits. With an error it returns what may have changed all the same: nothing, unless the outcome is
 	// not known, as when the answer is lost.

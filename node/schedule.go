@@ -36,6 +36,9 @@ func (n *Node) Batches(ctx context.Context) ([]BatchStats, error) {
 // were; 0 = there is no such batch. With an error it may have run some. What another replica is running at
 // the same time is done, too, when it returns.
 func (n *Node) RunBatch(ctx context.Context, name string) (int64, error) {
+	if name == "" {
+		return 0, &Error{Op: "write", Err: errNoBatch}
+	}
 	var all int64
 	for {
 		ran, err := n.runSome(ctx, name)
@@ -48,8 +51,13 @@ func (n *Node) RunBatch(ctx context.Context, name string) (int64, error) {
 // DropBatch drops what is in the batch by now and returns how many entries that were; 0 = there is no such
 // batch.
 func (n *Node) DropBatch(ctx context.Context, name string) (int64, error) {
+	if name == "" {
+		return 0, &Error{Op: "write", Err: errNoBatch}
+	}
 	return n.countIn(ctx, func(tx *Tx) (int64, error) { return tx.transaction.DropBatch(ctx, name) })
 }
+
+var errNoBatch = errors.New("batch is empty; want the name of a batch")
 
 // runAtMost bounds the entries that are run in one transaction.
 const runAtMost = 1000

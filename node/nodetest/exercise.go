@@ -188,6 +188,14 @@ func refused(e *exercise) {
 		"no namespace at all":   func() (node.Token, error) { return n.InvalidateNamespace(ctx, "") },
 		"an empty id, later":    func() (node.Token, error) { return n.Invalidate(ctx, e.namespace, []string{""}, node.After(time.Hour)) },
 		"an empty tag, batched": func() (node.Token, error) { return n.InvalidateTag(ctx, []string{""}, node.Batch(e.tag("b"))) },
+		"a batch without a name": func() (node.Token, error) {
+			_, err := n.RunBatch(ctx, "")
+			return node.Token{}, err
+		},
+		"the end of a batch without a name": func() (node.Token, error) {
+			_, err := n.DropBatch(ctx, "")
+			return node.Token{}, err
+		},
 		"a grace of two hours": func() (node.Token, error) {
 			return n.Write(ctx, func(tx *node.Tx) error { return tx.Grace(2 * time.Hour) })
 		},
