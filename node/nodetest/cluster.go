@@ -81,6 +81,9 @@ func Open(config Config) (*Cluster, error) {
 	if config.Nodes == 0 {
 		config.Nodes = 3
 	}
+	if config.Node.Registry != nil && config.Nodes > 1 {
+		return nil, errors.New("nodetest: Config.Node.Registry is set for several nodes; want it for one, since metrics have no name of a node")
+	}
 	if config.Node.App == "" {
 		config.Node.App = "test"
 	}

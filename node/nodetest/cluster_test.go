@@ -10,6 +10,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/freshet-cache/freshet/cluster"
 	"github.com/freshet-cache/freshet/cluster/conntest"
 	"github.com/freshet-cache/freshet/node"
@@ -111,6 +113,7 @@ func TestConfigIsChecked(t *testing.T) {
 		"Redis.Addrs":  {Node: node.Config{Redis: node.RedisConfig{Addrs: []string{"localhost:6379"}}}},
 		"NATS.URLs":    {Node: node.Config{NATS: node.NATSConfig{URLs: []string{"nats://localhost"}}}},
 		"App":          {Node: node.Config{App: "No App"}},
+		"Registry":     {Node: node.Config{Registry: prometheus.NewRegistry()}},
 	} {
 		if _, err := nodetest.Open(c); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v", want, err)
