@@ -59,7 +59,9 @@ func newWorld(t *testing.T, seed uint64, namespace string) *world {
 	t.Helper()
 	w := &world{
 		t: t, began: time.Now(), random: rand.New(rand.NewPCG(seed, 7)),
-		Cluster: nodetest.New(t, nodetest.Config{Nodes: worldNodes, Seed: seed, Node: node.Config{MaxStale: time.Minute}}),
+		Cluster: nodetest.New(t, nodetest.Config{Nodes: worldNodes, Seed: seed, Node: node.Config{
+			MaxStale: time.Minute, Verify: node.VerifyConfig{Every: time.Second},
+		}}),
 	}
 	w.table = nodetest.NewTable[state](w.Cluster, namespace)
 	for key := range w.turns {
@@ -317,6 +319,11 @@ func TestI1I2I3I4I5ByKit(t *testing.T) {
 				}
 				for _, violation := range r.Kept {
 					t.Error(violation)
+				}
+				for _, n := range w.Nodes() {
+					if found := n.Mismatches(); len(found) > 0 {
+						t.Errorf("%s has found mismatches: %+v", n.ID(), found)
+					}
 				}
 				if r.Fresh == 0 || len(w.history.Commits) == 0 {
 					t.Errorf("%d FRESH answers of %d commits", r.Fresh, len(w.history.Commits))
