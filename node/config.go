@@ -142,17 +142,17 @@ func (e *ConfigError) Error() string { return "node: Config." + e.Field + ": " +
 
 // Validate reports all problems at once, each a [*ConfigError], joined.
 func (c Config) Validate() error {
-	var dsn error
+	problems := c.problems()
 	if strings.TrimSpace(c.Postgres.DSN) == "" {
-		dsn = errors.New("node: Config.Postgres.DSN: is empty; want the URL of the primary")
+		problems = append(problems, &ConfigError{"Postgres.DSN", "is empty; want the URL of the primary"})
 	} else if _, err := pq.NewConfig(c.Postgres.DSN); err != nil {
-		dsn = fmt.Errorf("node: Config.Postgres.DSN: %w; want a URL or key=value text as of lib/pq", withoutURL(err))
+		problems = append(problems, &ConfigError{"Postgres.DSN", fmt.Sprintf("%v; want a URL or key=value text as of lib/pq", withoutURL(err))})
 	}
-	return errors.Join(c.validate(), dsn)
+	return errors.Join(problems...)
 }
 
-// validate is Validate but for the DSN, which parts need not have.
-func (c Config) validate() error {
+// problems are those of Validate but for the DSN, which parts need not have.
+func (c Config) problems() []error {
 	var problems []error
 	wrong := func(field, format string, args ...any) {
 		problems = append(problems, &ConfigError{field, fmt.Sprintf(format, args...)})
@@ -240,7 +240,7 @@ func (c Config) validate() error {
 			}
 		}
 	}
-	return errors.Join(problems...)
+	return problems
 }
 
 // withoutURL is the error without the URL that it is about, or the word of a DSN: either may have a password

@@ -120,7 +120,7 @@ func Open(ctx context.Context, c Config) (*Node, error) {
 // The guarantee is only as good as the parts: each has a suite that it must pass. For an application's own tests there
 // are parts in memory, see package nodetest.
 func OpenOn(ctx context.Context, c Config, p Parts) (*Node, error) {
-	wrong := errors.Join(c.validate(), p.check(c))
+	wrong := errors.Join(errors.Join(c.problems()...), p.check(c))
 	if wrong == nil && ctx.Err() != nil {
 		wrong = fmt.Errorf("node: open: %w", ctx.Err())
 	}

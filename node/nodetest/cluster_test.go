@@ -505,7 +505,7 @@ func TestNotThere(t *testing.T) {
 			Namespace: "later", Source: s.products.Source(), Store: s.products.Store(), WriteBehind: true,
 		})
 		_, ofClean := n.Clean(ctx, node.Clean{})
-		_, ofLetters := n.DeadLetters(ctx, 0)
+		_, ofLetters := n.DeadLetters(ctx, 0, 0)
 		other := nodetest.New(s.t, nodetest.Config{Nodes: 1})
 		_, ofOther := node.NewCache(other.Node(0), node.CacheConfig[product]{Namespace: "product", Source: s.products.Source()})
 		for want, err := range map[string]error{
