@@ -153,7 +153,7 @@ type ExplainedPut struct {
 	Settled bool    `json:"settled"` // it is committed or given up, and shown until the next poll
 }
 
-// ErrNoCache: the node has no cache of that namespace and view.
+// ErrNoCache says that the node has no cache of that namespace and view.
 var ErrNoCache = errors.New("no such cache")
 
 // known is a cache as the node knows it: with what its readers ask for who name nothing.

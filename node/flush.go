@@ -193,7 +193,7 @@ func (f *flusher) try(ctx context.Context, batch []delivered) {
 var errLeft = errors.New("left to others")
 
 // write writes the puts in one transaction, however long Postgres is away.
-func (f *flusher) write(ctx context.Context, batch []delivered) error {
+func (f *flusher) write(ctx context.Context, batch []delivered) error { //nolint:contextcheck // what has begun outlives the one who stops fetching
 	puts := make([]put, len(batch))
 	for i, d := range batch {
 		puts[i] = d.put

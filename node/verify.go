@@ -120,7 +120,7 @@ func (n *Node) VerifySample(ctx context.Context, entries int) (VerifyReport, err
 	defer n.writes.Done()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	defer context.AfterFunc(n.life, cancel)()
+	defer context.AfterFunc(n.life, cancel)() //nolint:contextcheck // it ends with the caller's or with the node
 	select {
 	case n.verifier.turn <- struct{}{}:
 		defer func() { <-n.verifier.turn }()

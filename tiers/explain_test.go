@@ -256,12 +256,16 @@ func TestMissesTellTheWay(t *testing.T) {
 		d.fail = nil
 		d.mu.Unlock()
 
-		d.cache.LookupMany(d.t.Context(), []string{"b", "none"}, second)
+		if _, err := d.cache.LookupMany(d.t.Context(), []string{"b", "none"}, second); err != nil {
+			d.t.Error(err)
+		}
 		if m := miss("none"); m.Source != StepNothing || m.Label != LabelFresh {
 			d.t.Errorf("of many: %+v", m)
 		}
 		pass(2 * time.Hour)
-		d.cache.LookupMany(d.t.Context(), []string{"b"}, Want{Budget: time.Second, Consistent: true})
+		if _, err := d.cache.LookupMany(d.t.Context(), []string{"b"}, Want{Budget: time.Second, Consistent: true}); err != nil {
+			d.t.Error(err)
+		}
 		if m := miss("b"); m.L1 != StepExpired || m.Source != StepFound {
 			d.t.Errorf("expired, of several as of one moment: %+v", m)
 		}
@@ -272,7 +276,9 @@ func TestMissesTellTheWay(t *testing.T) {
 		d.mu.Lock()
 		d.pause = func() { pass(time.Second) }
 		d.mu.Unlock()
-		d.cache.Lookup(gone, "b", second)
+		if _, err := d.cache.Lookup(gone, "b", second); err == nil {
+			d.t.Error("a reader who has left got an answer")
+		}
 		if m := miss("b"); m.L1 != StepChanged || m.Failure != FailureGone {
 			d.t.Errorf("a reader who leaves: %+v", m)
 		}

@@ -194,6 +194,7 @@ func (c *Cache[V]) board(id string, r *reading) (f *flight[V], leading bool) {
 // them for the others. They all land within LoadTimeout, whatever the source does. from is the context of the read
 // that began them, and tells of which trace their span is.
 func (c *Cache[V]) depart(from context.Context, batch []*flight[V], course func(ctx context.Context, batch []*flight[V])) {
+	//nolint:contextcheck // a flight outlives the read that began it
 	ctx, cancel := context.WithTimeoutCause(c.life, c.LoadTimeout, fmt.Errorf("no answer within %v: %w", c.LoadTimeout, context.DeadlineExceeded))
 	ctx, span, shared := c.spans.Flight(ctx, from, c.config.Namespace, c.config.View, len(batch))
 	for _, f := range batch {

@@ -28,6 +28,7 @@ const (
 // String is the algorithm's name; "none" for what is not compressed.
 func (a Algorithm) String() string {
 	switch a {
+	case NoCompression:
 	case S2:
 		return "s2"
 	case Zstd:

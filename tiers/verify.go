@@ -193,7 +193,7 @@ var errRereading = errors.New("the load of the verification before goes on: its 
 func (c *Cache[V]) reread(ctx context.Context, batch []member[V]) (began loadStart, loaded Batch[V], err error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, c.LoadTimeout, fmt.Errorf("no answer within %v: %w", c.LoadTimeout, context.DeadlineExceeded))
 	defer cancel()
-	defer context.AfterFunc(c.life, cancel)()
+	defer context.AfterFunc(c.life, cancel)() //nolint:contextcheck // it ends with the caller's or with the cache
 	defer func() {
 		if c.life.Err() != nil {
 			err = ErrClosed

@@ -88,8 +88,12 @@ func (x explained) print(out io.Writer) {
 // verdict says in a sentence how reads are answered.
 func (x explained) verdict() string {
 	words := []struct{ label, text string }{
-		{"fresh", "FRESH from memory on"}, {"grace", "STALE within a grace on"}, {"stale", "STALE on"}, {"pending", "PENDING on"},
-		{"none", "not answered from memory on"}, {"", "unknown, for want of an answer, on"},
+		{"fresh", "FRESH from memory on"},
+		{"grace", "STALE within a grace on"},
+		{"stale", "STALE on"},
+		{"pending", "PENDING on"},
+		{"none", "not answered from memory on"},
+		{"", "unknown, for want of an answer, on"},
 	}
 	var parts []string
 	subject := "the entry"

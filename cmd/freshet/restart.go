@@ -109,7 +109,7 @@ func (r *restartRun) one(ctx context.Context, i int) error {
 			return err
 		}
 		told.Ready(ctx, successor)
-		err := drain() //nolint:contextcheck // nobody else would end it
+		err := drain()
 		s.balancer.Remove(old.id)
 		if err != nil {
 			return err

@@ -24,16 +24,16 @@ type topOptions struct {
 	count           int
 }
 
-func (o topOptions) validate() error {
+func (t topOptions) validate() error {
 	var problems []error
-	if o.every < 100*time.Millisecond || o.every > time.Hour {
-		problems = append(problems, fmt.Errorf("--every: %v; want 100ms to 1h", o.every))
+	if t.every < 100*time.Millisecond || t.every > time.Hour {
+		problems = append(problems, fmt.Errorf("--every: %v; want 100ms to 1h", t.every))
 	}
-	if o.duration < 0 {
-		problems = append(problems, fmt.Errorf("--for: %v; want more than 0, or 0 for no end", o.duration))
+	if t.duration < 0 {
+		problems = append(problems, fmt.Errorf("--for: %v; want more than 0, or 0 for no end", t.duration))
 	}
-	if o.count < 0 {
-		problems = append(problems, fmt.Errorf("--count: %d; want more than 0, or 0 for no end", o.count))
+	if t.count < 0 {
+		problems = append(problems, fmt.Errorf("--count: %d; want more than 0, or 0 for no end", t.count))
 	}
 	return errors.Join(problems...)
 }

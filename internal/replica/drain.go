@@ -83,7 +83,7 @@ func (u *unused) close(ctx context.Context) {
 		u.connections.Range(func(c, came any) bool {
 			if since, ok := came.(time.Time); ok && time.Since(since) > unusedFor {
 				if conn, ok := c.(net.Conn); ok {
-					conn.Close() //nolint:errcheck // the server sees that it is closed
+					conn.Close()
 				}
 			}
 			return true

@@ -47,10 +47,11 @@ func (e *ProblemError) Error() string {
 	if e.Detail != "" {
 		text += ": " + e.Detail
 	}
+	lines := []string{text}
 	for _, f := range e.Faults {
-		text += "\n" + strings.TrimSpace(f.Parameter+f.Pointer+" "+f.Detail)
+		lines = append(lines, strings.TrimSpace(f.Parameter+f.Pointer+" "+f.Detail))
 	}
-	return text
+	return strings.Join(lines, "\n")
 }
 
 // Stats are those of the replica.
@@ -124,7 +125,7 @@ func call[T any](ctx context.Context, c Client, method, path string, query url.V
 	if err != nil {
 		return v, fmt.Errorf("admin: %w", err)
 	}
-	defer answer.Body.Close() //nolint:errcheck // it was read
+	defer answer.Body.Close()
 	text, err := io.ReadAll(io.LimitReader(answer.Body, maxAnswer+1))
 	switch {
 	case err != nil:

@@ -149,11 +149,11 @@ func (s *site) pair(change func(*node.Config, *node.CacheConfig[Thing])) (a, b *
 }
 
 // until waits for something to come true.
-func (s *site) until(what string, true_ func() bool) {
+func (s *site) until(what string, holds func() bool) {
 	s.t.Helper()
 	deadline := time.Now().Add(patient)
 	for tick := time.NewTicker(5 * time.Millisecond); ; <-tick.C {
-		if true_() {
+		if holds() {
 			tick.Stop()
 			return
 		}

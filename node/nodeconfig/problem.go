@@ -38,8 +38,8 @@ func (o origin) String() string {
 	}
 }
 
-// Problem is one thing that is wrong, and where.
-type Problem struct {
+// ProblemError is one thing that is wrong, and where.
+type ProblemError struct {
 	// Key that it is about, as far as it is about one: redis.timeout.
 	Key string
 	// Want says what is wrong, and what would be right.
@@ -50,7 +50,7 @@ type Problem struct {
 }
 
 // Error is the place, the key and what is wrong, and of a file two lines more: an excerpt, and what points into it.
-func (p *Problem) Error() string {
+func (p *ProblemError) Error() string {
 	var b strings.Builder
 	switch p.where.layer {
 	case byFile:

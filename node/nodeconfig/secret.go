@@ -68,11 +68,11 @@ func hideDSN(text string) string {
 	if err != nil {
 		return hidden
 	}
-	hosts := c.Host
+	hosts := []string{c.Host}
 	for _, other := range c.Multi {
-		hosts += "," + other.Host
+		hosts = append(hosts, other.Host)
 	}
-	shown := fmt.Sprintf("host=%s port=%d user=%s dbname=%s", hosts, c.Port, c.User, c.Database)
+	shown := fmt.Sprintf("host=%s port=%d user=%s dbname=%s", strings.Join(hosts, ","), c.Port, c.User, c.Database)
 	if c.SSLMode != "" {
 		shown += " sslmode=" + string(c.SSLMode)
 	}

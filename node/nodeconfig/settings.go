@@ -19,7 +19,7 @@ type Settings struct {
 	short    map[string]*key // by the name of a flag
 	checks   []func() error
 
-	problems []*Problem
+	problems []*ProblemError
 	at       map[string]place // keys and sections that the file has
 }
 
@@ -159,7 +159,7 @@ type Layers struct {
 // maxProblems bounds what Load reports.
 const maxProblems = 100
 
-// Load puts what the layers say into the variables. It reports all problems at once, each a [*Problem], joined; up to 100.
+// Load puts what the layers say into the variables. It reports all problems at once, each a [*ProblemError], joined; up to 100.
 // It is called once.
 func (s *Settings) Load(l Layers) error {
 	s.readFile(l.File)
@@ -187,7 +187,7 @@ func (s *Settings) Load(l Layers) error {
 			}
 		}
 	}
-	slices.SortStableFunc(s.problems, func(a, b *Problem) int {
+	slices.SortStableFunc(s.problems, func(a, b *ProblemError) int {
 		const last = byFlag + 1 // what nothing was said of
 		return cmp.Or(cmp.Compare(cmp.Or(a.where.layer, last), cmp.Or(b.where.layer, last)), cmp.Compare(a.where.line, b.where.line), cmp.Compare(a.where.column, b.where.column))
 	})
@@ -203,7 +203,7 @@ func (s *Settings) Load(l Layers) error {
 }
 
 func (s *Settings) wrong(name string, where origin, excerpt, format string, args ...any) {
-	s.problems = append(s.problems, &Problem{Key: name, Want: fmt.Sprintf(format, args...), where: where, excerpt: excerpt})
+	s.problems = append(s.problems, &ProblemError{Key: name, Want: fmt.Sprintf(format, args...), where: where, excerpt: excerpt})
 }
 
 // checked reports a problem that a check found, at the place of its key, or the nearest section that the file has.

@@ -342,9 +342,9 @@ func printed(t *testing.T, s *nodeconfig.Settings, err error) string {
 	t.Helper()
 	var b strings.Builder
 	fmt.Fprintln(&b, err)
-	for _, print := range []error{s.PrintYAML(&b), s.PrintJSON(&b), s.PrintDefaults(&b), s.PrintTable(&b)} {
-		if print != nil {
-			t.Fatal(print)
+	for _, err := range []error{s.PrintYAML(&b), s.PrintJSON(&b), s.PrintDefaults(&b), s.PrintTable(&b)} {
+		if err != nil {
+			t.Fatal(err)
 		}
 	}
 	return b.String()

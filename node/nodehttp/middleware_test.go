@@ -218,7 +218,7 @@ func TestWriterCanAll(t *testing.T) {
 	hints := 0
 	ctx := httptrace.WithClientTrace(t.Context(), &httptrace.ClientTrace{Got1xxResponse: func(code int, _ textproto.MIMEHeader) error { hints++; return nil }})
 	get := func(ctx context.Context, path string) *http.Response {
-		r, err := http.NewRequestWithContext(ctx, "GET", server.URL+path, nil)
+		r, err := http.NewRequestWithContext(ctx, http.MethodGet, server.URL+path, nil)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -8,7 +8,7 @@ import (
 	"github.com/freshet-cache/freshet/tiers"
 )
 
-// All, as the index of a fault, is every node that there is now.
+// All is, as the index of a fault, every node that there is now.
 const All = -1
 
 // PostgresAway has the node's connections to Postgres broken, its transactions with them, and new ones refused, until
