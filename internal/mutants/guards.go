@@ -536,7 +536,7 @@ var mutants = []mutant{
 	{
 		name: "stale-labelled-fresh", guard: "what a read takes since it has waited long enough, or since the source fails, is labelled",
 		file: "tiers/proof.go",
-		old:  "return it.result(tier, false, now.Sub(as), now, poll), true", with: "return it.result(tier, true, now.Sub(as), now, poll), true",
+		old:  "answer := it.result(tier, false, now.Sub(as), now, poll)", with: "answer := it.result(tier, true, now.Sub(as), now, poll)",
 		folder: "tiers", killer: "TestSoftTimeout",
 	},
 	{
