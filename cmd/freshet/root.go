@@ -38,7 +38,7 @@ flag wins.`,
 	})
 	root.AddCommand(newUp(), newServe(), newMigrate(), newVerify(), newVersion(), newMembers(), newConfig())
 	root.AddCommand(newInvalidate(), newGeneration(), newBatch(), newQueue(), newClean())
-	root.AddCommand(newExplain(), newTop(), newStats(), newSummary(), newNamespaces(), newShards(), newRedis(), newPostgres(), newWatches())
+	root.AddCommand(newExplain(), newTop(), newStats(), newSummary(), newNamespaces(), newShards(), newRedis(), newPostgres(), newWatches(), newSample())
 	group(root)
 	return root
 }
@@ -49,7 +49,7 @@ func group(root *cobra.Command) {
 		id, title string
 		commands  []string
 	}{
-		{"see", "See running replicas:", []string{"explain", "top", "members", "stats", "summary", "namespaces", "shards", "redis", "postgres", "watches"}},
+		{"see", "See running replicas:", []string{"explain", "top", "members", "stats", "summary", "namespaces", "shards", "redis", "postgres", "watches", "sample"}},
 		{"steer", "Steer running replicas:", []string{"invalidate", "generation", "batch", "queue", "clean"}},
 		{"run", "Run:", []string{"up", "serve", "migrate", "config", "verify"}},
 	} {
