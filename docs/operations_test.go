@@ -19,11 +19,13 @@ import (
 
 	"github.com/jmoiron/sqlx"
 
+	"github.com/freshet-cache/freshet/cluster"
 	"github.com/freshet-cache/freshet/coherence"
 	"github.com/freshet-cache/freshet/examples/shop"
 	"github.com/freshet-cache/freshet/internal/devstack"
 	"github.com/freshet-cache/freshet/internal/devstack/stacktest"
 	"github.com/freshet-cache/freshet/internal/replica"
+	"github.com/freshet-cache/freshet/node"
 )
 
 func TestMain(m *testing.M) { stacktest.Main(m, devstack.Options{}) }
@@ -89,6 +91,7 @@ type walk struct {
 	ways     []*devstack.Proxy // of each replica to Postgres
 	replicas []*replica.Replica
 	token    string // path of the file
+	dead     []*devstack.RedisNode
 	client   *http.Client
 }
 
@@ -124,9 +127,13 @@ func openWalk(t *testing.T) *walk {
 		t.Cleanup(way.Close)
 		w.ways = append(w.ways, way)
 		w.start(replica.Config{
-			App: "shop", ID: fmt.Sprintf("replica-%d", i+1), Listen: "127.0.0.1:0", Admin: "127.0.0.1:0", AdminTokenFile: w.token,
-			Postgres: strings.Replace(dsn, w.stack.Postgres.Addr(), way.Addr(), 1), Redis: w.stack.Redis.Addrs(), NATS: []string{w.stack.NATS.URL()},
-			MaxStale: 10 * time.Minute, Logger: slog.New(slog.DiscardHandler),
+			Node: node.Config{
+				App: "shop", ID: fmt.Sprintf("replica-%d", i+1), MaxStale: 10 * time.Minute,
+				Postgres: node.PostgresConfig{DSN: strings.Replace(dsn, w.stack.Postgres.Addr(), way.Addr(), 1)},
+				Redis:    node.RedisConfig{Addrs: w.stack.Redis.Addrs()},
+				NATS:     node.NATSConfig{URLs: []string{w.stack.NATS.URL()}},
+			},
+			Listen: "127.0.0.1:0", Admin: "127.0.0.1:0", AdminTokenFile: w.token, Logger: slog.New(slog.DiscardHandler),
 		})
 	}
 	w.until("the replicas know each other", func() bool {
@@ -148,49 +155,121 @@ func (w *walk) start(c replica.Config) {
 	w.t.Cleanup(func() {
 		stop()
 		if err := <-ended; err != nil {
-			w.t.Errorf("%s: %v", c.ID, err)
+			w.t.Errorf("%s: %v", c.Node.ID, err)
 		}
 	})
 	w.replicas = append(w.replicas, r)
-	w.until(c.ID+" is ready", func() bool {
-		status, _ := w.get("http://" + r.Admin() + "/readyz")
-		return status == http.StatusOK
+	w.until(c.Node.ID+" is ready", func() bool {
+		return w.get("http://"+r.Admin()+"/readyz") == http.StatusOK
 	})
 }
+
+// fresh is the verdict when all is well.
+const fresh = "is FRESH from memory on replica-1, replica-2, replica-3."
 
 // events are what happens in operations.md, by the words of its comments.
 func (w *walk) events() map[string]func() {
 	return map[string]func(){
-		"product 42 is read on every replica": func() { w.readAll(42) },
+		"product 42 is read on every replica": func() { w.readAll(fresh) },
 		"replica-2 is cut off from Postgres, and product 42 changes": func() {
 			w.ways[1].Stall()
 			w.exec(`update products set price_cents = price_cents - 100 where id = 42`)
-			w.readUntil(1, 42, "stale")
-			w.readUntil(0, 42, "fresh")
-			w.readUntil(2, 42, "fresh")
+			w.readAll("is FRESH from memory on replica-1, replica-3; STALE on replica-2.")
 		},
 		"the way of replica-2 to Postgres is repaired": func() {
 			w.ways[1].Heal()
-			w.readUntil(1, 42, "fresh")
+			w.readAll(fresh)
 		},
+		"the servers of product 42's shard die": func() {
+			shard, err := w.stack.Redis.Shard(w.slot(42))
+			if err != nil {
+				w.t.Fatal(err)
+			}
+			w.dead = shard
+			for _, server := range shard {
+				if err := server.Kill(); err != nil {
+					w.t.Fatal(err)
+				}
+			}
+			w.until("each replica knows that a shard is out", func() bool {
+				w.exec(`update products set price_cents = price_cents + 100 where id = 42`) // misses find out
+				w.readAll(fresh)
+				return strings.Count(w.run("freshet shards"), " open: ") == len(w.replicas)
+			})
+		},
+		"the servers are started again": func() {
+			for _, server := range w.dead {
+				if err := server.Start(w.t.Context()); err != nil {
+					w.t.Fatal(err)
+				}
+			}
+			if err := w.stack.Redis.WaitReady(w.t.Context()); err != nil {
+				w.t.Fatal(err)
+			}
+			w.until("each replica uses the shard again", func() bool {
+				w.exec(`update products set stock = stock + 1 where id = 42`) // misses try it
+				w.readAll(fresh)
+				return strings.Count(w.run("freshet shards"), " closed ") == 3*len(w.replicas)
+			})
+		},
+		"a trigger of the products is disabled, and product 42 changes": func() {
+			w.exec(`alter table products disable trigger all`)
+			w.exec(`update products set price_cents = price_cents - 100 where id = 42`)
+			w.until("each replica knows that the table does not tell", func() bool {
+				return strings.Count(w.run("freshet watches"), "trigger disabled") == len(w.replicas)
+			})
+		},
+		"select freshet.rewatch('products')": func() {
+			w.exec(`select freshet.rewatch('products')`)
+			w.until("each replica knows that the table tells", func() bool {
+				return !strings.Contains(w.run("freshet watches"), "trigger")
+			})
+			w.readAll(fresh)
+		},
+		"product 42 changes past the log": func() {
+			w.readAll(fresh)
+			tx, err := w.db.BeginTxx(w.t.Context(), nil)
+			if err != nil {
+				w.t.Fatal(err)
+			}
+			for _, statement := range []string{
+				`update products set price_cents = price_cents - 100 where id = 42`,
+				`delete from freshet.log where xid = pg_current_xact_id()`,
+			} {
+				if _, err := tx.ExecContext(w.t.Context(), statement); err != nil {
+					w.t.Fatal(err)
+				}
+			}
+			if err := tx.Commit(); err != nil {
+				w.t.Fatal(err)
+			}
+		},
+		"product 42 is read again": func() { w.readAll(fresh) },
 	}
 }
 
-// read reads the product on the replica with the number, and returns the answer's label.
-func (w *walk) read(replica, product int) string {
-	_, header := w.get(fmt.Sprintf("http://%s/products/%d", w.replicas[replica].API(), product))
-	return header.Get("Freshet-Fresh")
+// slot is that of the product's keys.
+func (w *walk) slot(product int) uint16 {
+	return cluster.Slot(fmt.Sprintf("{product:%d}", product))
 }
 
-func (w *walk) readAll(product int) {
-	for i := range w.replicas {
-		w.readUntil(i, product, "fresh")
-	}
+// read reads the product on the replica with the number.
+func (w *walk) read(replica, product int, header ...string) {
+	w.get(fmt.Sprintf("http://%s/products/%d", w.replicas[replica].API(), product), header...)
 }
 
-func (w *walk) readUntil(replica, product int, label string) {
+// readAll reads product 42 on each replica, in their order, until they explain it as wanted.
+func (w *walk) readAll(verdict string) {
 	w.t.Helper()
-	w.until(fmt.Sprintf("replica-%d answers product %d %s", replica+1, product, label), func() bool { return w.read(replica, product) == label })
+	w.until("product 42 "+verdict, func() bool {
+		for i := range w.replicas {
+			if verdict == fresh {
+				w.read(i, 42, "Freshet-Budget", "0") // so that no change before it is news afterwards
+			}
+			w.read(i, 42)
+		}
+		return strings.HasPrefix(w.run("freshet explain product 42"), "product 42 (detail) "+verdict+"\n")
+	})
 }
 
 func (w *walk) exec(query string, args ...any) {
@@ -200,18 +279,22 @@ func (w *walk) exec(query string, args ...any) {
 	}
 }
 
-func (w *walk) get(url string) (int, http.Header) {
+// get returns the answer's status; 0 if there is none. A header is its name and its value.
+func (w *walk) get(url string, header ...string) int {
 	request, err := http.NewRequestWithContext(w.t.Context(), http.MethodGet, url, nil)
 	if err != nil {
 		w.t.Fatal(err)
 	}
+	for i := 0; i+1 < len(header); i += 2 {
+		request.Header.Set(header[i], header[i+1])
+	}
 	answer, err := w.client.Do(request)
 	if err != nil {
-		return 0, http.Header{}
+		return 0
 	}
 	defer answer.Body.Close()
 	_, _ = io.Copy(io.Discard, answer.Body)
-	return answer.StatusCode, answer.Header
+	return answer.StatusCode
 }
 
 // until waits for something to come true.
@@ -275,12 +358,22 @@ func (w *walk) shows(number int, command, want string) (got string) {
 }
 
 var (
-	variable = regexp.MustCompile(`(?:\d+:)*\d[\d.,:]*(?:ns|µs|ms|s|m|h|KiB|MiB|GiB|KB|MB|GB|B|%)?`)
-	spaces   = regexp.MustCompile(`[ \t]+`)
+	// reasoned is what a replica says of an entry, behind its label: how it came to it is not the same in each run.
+	reasoned = regexp.MustCompile(`(?m)^(replica-\d:? +[A-Z]+)\b.*$`)
+	missed   = regexp.MustCompile(`(?m)^replica-\d: the last miss: .*\n`)
+	named    = regexp.MustCompile(`\b(owner|token) [\w-]+|\b(l2|source)\b|\b[0-9a-f]{8,16}/`)
+	variable = regexp.MustCompile(`\d[\d.,:]*(?: ?(?:ns|µs|ms|s|m|h|KiB|MiB|GiB|B|%)\b)?| -(?: |$)`)
+	repeated = regexp.MustCompile(`(?:#[ \t]*)+`)
 )
 
-// masked is a text without what differs from run to run: numbers with their units, and the widths of columns.
+// masked is a text without what differs from run to run: numbers with their units, widths of columns, the names of
+// owners and tokens, and how an entry came to where it is.
 func masked(text string) string {
-	text = spaces.ReplaceAllString(variable.ReplaceAllString(text, "#"), " ")
-	return regexp.MustCompile(`(?:#[ ]?)+`).ReplaceAllString(text, "#")
+	text = reasoned.ReplaceAllString(missed.ReplaceAllString(text, ""), "$1")
+	text = variable.ReplaceAllString(named.ReplaceAllString(text, "#"), "#")
+	lines := strings.Split(repeated.ReplaceAllString(text, "#"), "\n")
+	for i, line := range lines {
+		lines[i] = strings.Join(strings.Fields(line), " ")
+	}
+	return strings.Join(lines, "\n")
 }

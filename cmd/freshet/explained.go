@@ -195,6 +195,12 @@ func (x explained) advice() []string {
 		}
 	}
 	generations := map[string]bool{}
+	out := map[string][]string{} // shard -> for whom it is out
+	for _, a := range x {
+		if e := a.Answer; e != nil && e.Shard != nil && e.Shard.State != "closed" {
+			out[e.Shard.Name] = append(out[e.Shard.Name], a.Replica)
+		}
+	}
 	for _, a := range x {
 		e := a.Answer
 		if e == nil {
@@ -211,7 +217,7 @@ func (x explained) advice() []string {
 			}
 		}
 		if e.Shard != nil && e.Shard.State != "closed" {
-			say("Shard %s is out for %s: `freshet redis` says what its servers do. Until it is back, the owner %s or Postgres is asked; nothing needs to be done for freshness.", e.Shard.Name, a.Replica, e.Owner)
+			say("Shard %s is out for %s: `freshet redis` says what its servers do. Until it is back, the owner %s or Postgres is asked; nothing needs to be done for freshness.", e.Shard.Name, strings.Join(out[e.Shard.Name], ", "), e.Owner)
 		} else if e.L2 == "silent" {
 			say("Redis did not answer %s in time: `freshet redis` says what its servers do.", a.Replica)
 		}

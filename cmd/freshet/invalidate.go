@@ -91,9 +91,13 @@ It prints a token: a read with it knows of the change on whichever replica.`,
 func subject(v admin.Invalidation) string {
 	switch {
 	case v.All:
-		return fmt.Sprintf("everything of %q", v.Namespace)
+		return "everything of " + v.Namespace
+	case len(v.Tags) == 1:
+		return "what has the tag"
 	case v.Tags != nil:
-		return fmt.Sprintf("what has one of %d tags", len(v.Tags))
+		return fmt.Sprintf("what has any of %d tags", len(v.Tags))
+	case len(v.IDs) == 1:
+		return v.Namespace + " " + v.IDs[0]
 	}
-	return fmt.Sprintf("what %d ids of %q name", len(v.IDs), v.Namespace)
+	return fmt.Sprintf("each of %d ids of %s", len(v.IDs), v.Namespace)
 }

@@ -184,8 +184,8 @@ func TestSteeringCommands(t *testing.T) {
 	})
 	t.Run("invalidate and batch", func(t *testing.T) {
 		o.t = t
-		o.does(words("invalidate product 1 2 --view detail --grace 1s"), `what 2 ids of "product" name has changed`, "token ")
-		o.does(words("invalidate product --all --yes"), `everything of "product" has changed`)
+		o.does(words("invalidate product 1 2 --view detail --grace 1s"), "each of 2 ids of product has changed", "token ")
+		o.does(words("invalidate product --all --yes"), "everything of product has changed")
 		if is := decoded[admin.Invalidated](o, words("invalidate --tag category:1 --tag a,b")...); is.Token == "" {
 			t.Errorf("as JSON %+v", is)
 		}
