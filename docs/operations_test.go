@@ -96,6 +96,7 @@ type walk struct {
 }
 
 func openWalk(t *testing.T) *walk {
+	t.Helper()
 	w := &walk{t: t, stack: stacktest.Stack(), client: &http.Client{Timeout: 20 * time.Second}}
 	w.program = filepath.Join(t.TempDir(), "freshet")
 	if out, err := exec.CommandContext(t.Context(), "go", "build", "-o", w.program, "../cmd/freshet").CombinedOutput(); err != nil {
