@@ -21,6 +21,7 @@ func TestDirectoryCellSize(t *testing.T) {
 func TestTrackerExplains(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		log := logtest.NewMemory()
+		log.Delay(time.Millisecond) // the first poll is not back before this test waits
 		tracker := startTracker(t, coherence.TrackerConfig{Log: log})
 		entity, tag, other := coherence.Entity("product", "42"), coherence.Tag("category:7"), coherence.Entity("product", "43")
 		value := coherence.View("product", "42", "detail").Hash()
@@ -29,6 +30,7 @@ func TestTrackerExplains(t *testing.T) {
 		if s := tracker.Explain(value, scopes, old); s.Refused != coherence.RefusedHistory || s.Scope != 0 {
 			t.Errorf("before any poll: %+v", s)
 		}
+		log.Delay(0)
 		barrier(t, tracker)
 		agree := func(snapshot coherence.Snapshot) coherence.Standing {
 			t.Helper()
