@@ -31,14 +31,16 @@ help: ## list these targets
 up: servers build ## run three coherent replicas of the shop on real servers; more flags by ARGS='--replay FILE --for 30s'
 	@exec ./bin/freshet up --replicas 3 $(ARGS)
 
-# The tests wait for servers more than they compute: one package more at once than there are processors.
+# The tests wait for servers more than they compute: one package more at once than there are processors, and those
+# that take longest first.
 PACKAGES = $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
+LONGEST = ./node ./cmd/freshet ./examples/shop
 
 test: servers ## run all tests of all modules on real servers, with the race detector
 	@test -n "$(RACE)" || echo 'no C compiler (gcc or clang): testing without the race detector' >&2
 	@for module in $(MODULES); do \
 		echo "== go test $(RACE) -p $(PACKAGES) -timeout 10m ./...  (in $$module)"; \
-		(cd "$$module" && $(GO) test $(RACE) -p $(PACKAGES) -timeout 10m $(ARGS) ./...) || exit 1; \
+		(cd "$$module" && $(GO) test $(RACE) -p $(PACKAGES) -timeout 10m $(ARGS) $$(ls -d $(LONGEST) 2>/dev/null) ./...) || exit 1; \
 	done
 
 check: lint servers ## what to run before every commit: formatting, vet, linters, and the tests that are quick
