@@ -301,14 +301,11 @@ func TestMissesAreBounded(t *testing.T) {
 	if kept > missSets*missWays || kept < missSets*missWays*9/10 {
 		t.Errorf("%d are kept, want up to %d", kept, missSets*missWays)
 	}
-	newest := 0
-	for i := 99_500; i < 100_000; i++ {
-		if _, ok := m.last(strconv.Itoa(i)); ok {
-			newest++
+	// Of so few no set gets more than it has ways for, but once in some hundred thousand seeds.
+	for i := 99_900; i < 100_000; i++ {
+		if _, ok := m.last(strconv.Itoa(i)); !ok {
+			t.Errorf("%d, one of the last 100, is not kept", i)
 		}
-	}
-	if newest < 490 {
-		t.Errorf("%d of the last 500 are kept", newest)
 	}
 }
 
