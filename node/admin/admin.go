@@ -139,6 +139,12 @@ type operation struct {
 	long bool
 }
 
+// guard is the operation for who has a credential.
+func (o operation) guard() operation {
+	o.guarded = true
+	return o
+}
+
 // methods are the operations of a path, a method -> what it does.
 type methods map[string]operation
 
@@ -149,11 +155,10 @@ func (a *API) paths() map[string]methods {
 	}
 	for _, some := range []map[string]methods{
 		a.probePaths(), a.statsPaths(), a.seePaths(), a.explainPaths(), a.profilePaths(),
-		a.generationPaths(), a.invalidationPaths(), a.batchPaths(), a.queuePaths(), a.cleanupPaths(),
+		a.generationPaths(), a.invalidationPaths(), a.batchPaths(), a.queuePaths(), a.cleanupPaths(), a.verifyPaths(),
 	} {
 		maps.Copy(all, some)
 	}
-	maps.Copy(all, a.verifyPaths())
 	if a.config.Gatherer != nil {
 		metrics := promhttp.HandlerFor(a.config.Gatherer, promhttp.HandlerOpts{MaxRequestsInFlight: 4})
 		all["/metrics"] = methods{"GET": {do: func(w http.ResponseWriter, r *http.Request) error {

@@ -26,25 +26,15 @@ type DroppedBatch struct {
 
 func (a *API) batchPaths() map[string]methods {
 	return map[string]methods{
-		"/admin/v1/batches":            {"GET": {do: a.batches}},
+		"/admin/v1/batches":            {"GET": showing(a, batches)},
 		"/admin/v1/batches/{name}":     {"DELETE": {do: a.dropBatch, guarded: true}},
 		"/admin/v1/batches/{name}/run": {"POST": {do: a.runBatch, guarded: true}},
 	}
 }
 
-func (a *API) batches(w http.ResponseWriter, r *http.Request) error {
-	if _, err := parameters(r); err != nil {
-		return err
-	}
-	n, err := a.opened()
-	if err != nil {
-		return err
-	}
-	batches, err := n.Batches(r.Context())
-	if err != nil {
-		return err
-	}
-	return send(w, http.StatusOK, Batches{batches})
+func batches(ctx context.Context, n *node.Node) (Batches, error) {
+	all, err := n.Batches(ctx)
+	return Batches{all}, err
 }
 
 func (a *API) runBatch(w http.ResponseWriter, r *http.Request) error {

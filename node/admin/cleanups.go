@@ -37,22 +37,11 @@ type cleanupBody struct {
 func (a *API) cleanupPaths() map[string]methods {
 	return map[string]methods{
 		"/admin/v1/cleanups": {
-			"GET":    {do: a.cleanup},
+			"GET":    showing(a, func(_ context.Context, n *node.Node) (node.CleanStatus, error) { return n.CleanStatus(), nil }),
 			"POST":   {do: a.startCleanup, guarded: true},
 			"DELETE": {do: a.stopCleanup, guarded: true},
 		},
 	}
-}
-
-func (a *API) cleanup(w http.ResponseWriter, r *http.Request) error {
-	if _, err := parameters(r); err != nil {
-		return err
-	}
-	n, err := a.opened()
-	if err != nil {
-		return err
-	}
-	return send(w, http.StatusOK, n.CleanStatus())
 }
 
 func (a *API) startCleanup(w http.ResponseWriter, r *http.Request) error {

@@ -10,8 +10,6 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
-
-	"github.com/freshet-cache/freshet/node"
 )
 
 // Client calls the API of one replica. It is safe for concurrent use if HTTP is.
@@ -54,38 +52,7 @@ func (e *ProblemError) Error() string {
 	return strings.Join(lines, "\n")
 }
 
-// Stats are those of the replica.
-func (c Client) Stats(ctx context.Context) (node.Stats, error) {
-	return call[node.Stats](ctx, c, http.MethodGet, "/admin/v1/stats", nil, nil)
-}
-
-// StatsOfAll are those of every replica that it knows.
-func (c Client) StatsOfAll(ctx context.Context) ([]node.Answer[node.Stats], error) {
-	told, err := call[Told[node.Stats]](ctx, c, http.MethodGet, "/admin/v1/stats/all", nil, nil)
-	return told.Replicas, err
-}
-
-// Summary is that of all replicas, or of the one alone.
-func (c Client) Summary(ctx context.Context, all bool) (Summed, error) {
-	return call[Summed](ctx, c, http.MethodGet, "/admin/v1/summary", replicas(all), nil)
-}
-
-// ResetSummary begins a new window on all replicas, or on the one alone, and returns the summary of the one before.
-func (c Client) ResetSummary(ctx context.Context, all bool) (Summed, error) {
-	return call[Summed](ctx, c, http.MethodPost, "/admin/v1/summary/reset", replicas(all), nil)
-}
-
-// Verify compares so many entries of the replica's L1 with the source.
-func (c Client) Verify(ctx context.Context, entries int) (node.VerifyReport, error) {
-	return call[node.VerifyReport](ctx, c, http.MethodPost, "/admin/v1/verify", nil, sample{entries})
-}
-
-// Mismatches are the last that the replica has found, the newest first.
-func (c Client) Mismatches(ctx context.Context) ([]node.Mismatch, error) {
-	kept, err := call[Mismatches](ctx, c, http.MethodGet, "/admin/v1/mismatches", nil, nil)
-	return kept.Mismatches, err
-}
-
+// replicas is the parameter of that name.
 func replicas(all bool) url.Values {
 	if all {
 		return url.Values{"replicas": {"all"}}

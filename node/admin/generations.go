@@ -55,7 +55,7 @@ type generationRollback struct {
 
 func (a *API) generationPaths() map[string]methods {
 	return map[string]methods{
-		"/admin/v1/generations":          {"GET": {do: a.generations}},
+		"/admin/v1/generations":          {"GET": showing(a, generations)},
 		"/admin/v1/generations/history":  {"GET": {do: a.generationHistory}},
 		"/admin/v1/generations/next":     {"POST": {do: a.nextGeneration, guarded: true}},
 		"/admin/v1/generations/set":      {"POST": {do: a.setGeneration, guarded: true}},
@@ -63,20 +63,13 @@ func (a *API) generationPaths() map[string]methods {
 	}
 }
 
-func (a *API) generations(w http.ResponseWriter, r *http.Request) error {
-	if _, err := parameters(r); err != nil {
-		return err
-	}
-	n, err := a.opened()
-	if err != nil {
-		return err
-	}
+func generations(_ context.Context, n *node.Node) (Generations, error) {
 	g := Generations{Application: n.Generation("").Global, Namespaces: []NamespaceGeneration{}}
-	for _, c := range n.Stats().Namespaces {
+	for _, c := range n.Caches() {
 		g.Namespaces = append(g.Namespaces, NamespaceGeneration{c.Namespace, n.Generation(c.Namespace).Namespace})
 	}
 	g.Namespaces = slices.CompactFunc(g.Namespaces, func(a, b NamespaceGeneration) bool { return a.Namespace == b.Namespace })
-	return send(w, http.StatusOK, g)
+	return g, nil
 }
 
 func (a *API) generationHistory(w http.ResponseWriter, r *http.Request) error {

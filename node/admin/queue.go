@@ -56,23 +56,16 @@ const lookPatience = 3 * time.Second
 
 func (a *API) queuePaths() map[string]methods {
 	return map[string]methods{
-		"/admin/v1/queue":                             {"GET": {do: a.queue}},
+		"/admin/v1/queue":                             {"GET": showing(a, queue)},
 		"/admin/v1/queue/dead-letters":                {"GET": {do: a.deadLetters, guarded: true}},
 		"/admin/v1/queue/dead-letters/{letter}":       {"DELETE": {do: a.dropDeadLetter, guarded: true}},
 		"/admin/v1/queue/dead-letters/{letter}/retry": {"POST": {do: a.retryDeadLetter, guarded: true}},
 	}
 }
 
-func (a *API) queue(w http.ResponseWriter, r *http.Request) error {
-	if _, err := parameters(r); err != nil {
-		return err
-	}
-	n, err := a.opened()
-	if err != nil {
-		return err
-	}
-	q := Queue{Namespaces: []LaterPuts{}, Replicas: []node.Answer[[]LaterPuts]{}}
-	look, cancel := context.WithTimeout(r.Context(), lookPatience)
+func queue(ctx context.Context, n *node.Node) (q Queue, err error) {
+	q = Queue{Namespaces: []LaterPuts{}, Replicas: []node.Answer[[]LaterPuts]{}}
+	look, cancel := context.WithTimeout(ctx, lookPatience)
 	defer cancel()
 	if q.Stream, err = n.Queue(look); err != nil {
 		q.StreamError = err.Error()
@@ -82,7 +75,7 @@ func (a *API) queue(w http.ResponseWriter, r *http.Request) error {
 	} else {
 		q.DeadLetters = &count
 	}
-	for _, told := range n.StatsOfAll(r.Context()) {
+	for _, told := range n.StatsOfAll(ctx) {
 		answer := node.Answer[[]LaterPuts]{Replica: told.Replica, Address: told.Address, Error: told.Error}
 		if told.Answer != nil {
 			puts := laterPuts(told.Answer.Namespaces)
@@ -94,7 +87,7 @@ func (a *API) queue(w http.ResponseWriter, r *http.Request) error {
 		q.Replicas = append(q.Replicas, answer)
 	}
 	slices.SortFunc(q.Namespaces, func(a, b LaterPuts) int { return strings.Compare(a.Namespace, b.Namespace) })
-	return send(w, http.StatusOK, q)
+	return q, nil
 }
 
 // laterPuts are those of one replica.

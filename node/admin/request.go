@@ -2,6 +2,7 @@ package admin
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -14,6 +15,8 @@ import (
 	"strings"
 	"time"
 	"unicode/utf8"
+
+	"github.com/freshet-cache/freshet/node"
 )
 
 // parameters reads the query, each of the known names at most once, and refuses all others.
@@ -51,6 +54,37 @@ func allReplicas(values url.Values) (bool, error) {
 		return false, nil
 	}
 	return false, badRequest(fault{Parameter: "replicas", Detail: `want "one" or "all"`})
+}
+
+// ofReplicas reads what a request has that asks this replica or all: the parameter "replicas" alone, and a node.
+func (a *API) ofReplicas(r *http.Request) (n *node.Node, all bool, err error) {
+	values, err := parameters(r, "replicas")
+	if err != nil {
+		return nil, false, err
+	}
+	if all, err = allReplicas(values); err != nil {
+		return nil, false, err
+	}
+	n, err = a.opened()
+	return n, all, err
+}
+
+// showing is an operation without parameters that answers with what get returns.
+func showing[T any](a *API, get func(ctx context.Context, n *node.Node) (T, error)) operation {
+	return operation{do: func(w http.ResponseWriter, r *http.Request) error {
+		if _, err := parameters(r); err != nil {
+			return err
+		}
+		n, err := a.opened()
+		if err != nil {
+			return err
+		}
+		v, err := get(r.Context(), n)
+		if err != nil {
+			return err
+		}
+		return send(w, http.StatusOK, v)
+	}}
 }
 
 // read decodes a body that is one JSON object with the fields of T and no others.

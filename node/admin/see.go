@@ -75,35 +75,9 @@ func (a *API) seePaths() map[string]methods {
 	}
 }
 
-// showing is an operation without parameters that answers with what get returns.
-func showing[T any](a *API, get func(ctx context.Context, n *node.Node) (T, error)) operation {
-	return operation{do: func(w http.ResponseWriter, r *http.Request) error {
-		if _, err := parameters(r); err != nil {
-			return err
-		}
-		n, err := a.opened()
-		if err != nil {
-			return err
-		}
-		v, err := get(r.Context(), n)
-		if err != nil {
-			return err
-		}
-		return send(w, http.StatusOK, v)
-	}}
-}
-
 // statsOf are the statistics of this replica, or of all if the request asks for them.
 func (a *API) statsOf(r *http.Request) (*node.Node, []node.Answer[node.Stats], error) {
-	values, err := parameters(r, "replicas")
-	if err != nil {
-		return nil, nil, err
-	}
-	all, err := allReplicas(values)
-	if err != nil {
-		return nil, nil, err
-	}
-	n, err := a.opened()
+	n, all, err := a.ofReplicas(r)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -58,7 +58,7 @@ func (f *faults) bound(pointer, text string, least, most int) {
 // namespace adds a fault unless this replica has a cache of the namespace. A slip of the operator's changes nothing then.
 func (f *faults) namespace(n *node.Node, pointer, namespace string) {
 	var known []string
-	for _, c := range n.Stats().Namespaces {
+	for _, c := range n.Caches() {
 		known = append(known, c.Namespace)
 	}
 	known = slices.Compact(known) // they are sorted

@@ -1,6 +1,7 @@
 package admin
 
 import (
+	"context"
 	"fmt"
 	"net/http"
 
@@ -19,26 +20,21 @@ type sample struct {
 
 func (a *API) verifyPaths() map[string]methods {
 	return map[string]methods{
-		"/admin/v1/verify":     {"POST": {do: a.verify, guarded: true}},
-		"/admin/v1/mismatches": {"GET": {do: a.mismatches, guarded: true}},
+		"/admin/v1/verify": {"POST": {do: a.verify, guarded: true}},
+		"/admin/v1/mismatches": {"GET": showing(a, func(_ context.Context, n *node.Node) (Mismatches, error) {
+			return Mismatches{n.Mismatches()}, nil
+		}).guard()},
 	}
 }
 
 // verify answers with a report also when entries failed: it counts them.
 func (a *API) verify(w http.ResponseWriter, r *http.Request) error {
-	if _, err := parameters(r); err != nil {
-		return err
-	}
-	want, err := read[sample](w, r)
+	want, n, err := steering[sample](a, w, r)
 	if err != nil {
 		return err
 	}
 	if want.Entries < 1 || want.Entries > node.MaxVerify {
 		return badRequest(fault{Pointer: "/entries", Detail: fmt.Sprintf("want 1 to %d", node.MaxVerify)})
-	}
-	n, err := a.opened()
-	if err != nil {
-		return err
 	}
 	report, err := n.VerifySample(r.Context(), want.Entries)
 	if err != nil && report.Checked+report.Moved+report.Failed+report.Skipped+len(report.Mismatches) == 0 {
@@ -49,13 +45,13 @@ func (a *API) verify(w http.ResponseWriter, r *http.Request) error {
 	return send(w, http.StatusOK, report)
 }
 
-func (a *API) mismatches(w http.ResponseWriter, r *http.Request) error {
-	if _, err := parameters(r); err != nil {
-		return err
-	}
-	n, err := a.opened()
-	if err != nil {
-		return err
-	}
-	return send(w, http.StatusOK, Mismatches{n.Mismatches()})
+// Verify compares so many entries of the replica's L1 with the source.
+func (c Client) Verify(ctx context.Context, entries int) (node.VerifyReport, error) {
+	return call[node.VerifyReport](ctx, c, http.MethodPost, "/admin/v1/verify", nil, sample{entries})
+}
+
+// Mismatches are the last that the replica has found, the newest first.
+func (c Client) Mismatches(ctx context.Context) ([]node.Mismatch, error) {
+	kept, err := call[Mismatches](ctx, c, http.MethodGet, "/admin/v1/mismatches", nil, nil)
+	return kept.Mismatches, err
 }
