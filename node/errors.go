@@ -40,8 +40,11 @@ func endSpan(s spans.Span, err error) {
 	}
 }
 
-// Error says what failed. Its text holds the beginning of the id that was read: log it with care where
-// ids are personal data.
+// Loggable is what may be logged of an error of a cache or a write where ids and values must not be: its class, and
+// its SQLSTATE or the type of its cause, but not its text.
+func Loggable(err error) string { return tiers.Loggable(err) }
+
+// Error says what failed. Its text holds the beginning of the id that was read; see [Loggable].
 type Error struct {
 	Op        string // "read", "write", "snapshot", "put", "delete", "put later", or what else was asked for
 	Namespace string // empty for what is not about one cache

@@ -256,7 +256,7 @@ func (a *API) opened() (*node.Node, error) {
 func (a *API) fail(w http.ResponseWriter, r *http.Request, p *problem) {
 	if p.Status >= http.StatusInternalServerError {
 		a.log.LogAttrs(r.Context(), slog.LevelWarn, "admin: request failed", slog.String("method", r.Method),
-			slog.String("route", r.Pattern), slog.Int("status", p.Status), slog.String("error", p.Error()))
+			slog.String("route", r.Pattern), slog.Int("status", p.Status), slog.String("error", p.loggable()))
 	}
 	p.write(w)
 }
@@ -270,7 +270,10 @@ func (a *API) recoverPanic(w http.ResponseWriter, r *http.Request) {
 	if err, ok := cause.(error); ok && errors.Is(err, http.ErrAbortHandler) {
 		panic(cause)
 	}
-	a.fail(w, r, failure(context.WithoutCancel(r.Context()), fmt.Errorf("panic: %v\n%s", cause, debug.Stack())))
+	// What it panicked with may name ids or values.
+	a.log.LogAttrs(r.Context(), slog.LevelError, "admin: a request panicked", slog.String("route", r.Pattern),
+		slog.String("panic", fmt.Sprintf("%T", cause)), slog.String("stack", string(debug.Stack())))
+	a.fail(w, r, failure(context.WithoutCancel(r.Context()), errPanicked))
 }
 
 //go:embed openapi.yaml

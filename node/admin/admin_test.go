@@ -1,7 +1,9 @@
 package admin_test
 
 import (
+	"bytes"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -11,6 +13,7 @@ import (
 	"testing"
 
 	"github.com/getkin/kin-openapi/openapi3"
+	"github.com/lib/pq"
 
 	"github.com/freshet-cache/freshet/node/admin"
 )
@@ -134,5 +137,30 @@ func TestConfig(t *testing.T) {
 		if _, err := admin.New(c); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%+v: %v, want %q", c, err, want)
 		}
+	}
+}
+
+// What fails is logged by its class: texts of errors, and what code panics with, may hold ids and values.
+func TestLogTellsNoText(t *testing.T) {
+	var log bytes.Buffer
+	a, err := admin.New(admin.Config{Logger: slog.New(slog.NewTextHandler(&log, nil))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	request := httptest.NewRequest(http.MethodPost, "/admin/v1/invalidations", nil)
+	failed, panicked := httptest.NewRecorder(), httptest.NewRecorder()
+	a.Fail(failed, request, fmt.Errorf("write: %w", &pq.Error{Code: "23514", Message: "thing marked fails"}))
+	a.Panic(panicked, request, "what is marked")
+	if failed.Code != http.StatusBadGateway || panicked.Code != http.StatusBadGateway {
+		t.Errorf("answered with %d and %d, want 502", failed.Code, panicked.Code)
+	}
+	text := log.String()
+	for _, want := range []string{"request failed", "SQLSTATE 23514", "a request panicked", "panic=string", "admin_test"} {
+		if !strings.Contains(text, want) {
+			t.Errorf("%q is not in the log:\n%s", want, text)
+		}
+	}
+	if all := text + failed.Body.String() + panicked.Body.String(); strings.Contains(all, "marked") {
+		t.Errorf("the text of a failure is told:\n%s", all)
 	}
 }

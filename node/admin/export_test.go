@@ -1,6 +1,7 @@
 package admin
 
 import (
+	"net/http"
 	"net/http/httptest"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -32,4 +33,14 @@ func Routes() []Route {
 		}
 	}
 	return all
+}
+
+// Fail answers a request with the problem for the error.
+func (a *API) Fail(w http.ResponseWriter, r *http.Request, err error) {
+	a.fail(w, r, failure(r.Context(), err))
+}
+
+// Panic answers a request whose operation panics.
+func (a *API) Panic(w http.ResponseWriter, r *http.Request, with string) {
+	a.serve(methods{r.Method: {do: func(http.ResponseWriter, *http.Request) error { panic(with) }}}).ServeHTTP(w, r)
 }

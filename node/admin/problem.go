@@ -46,6 +46,17 @@ func (p *problem) Error() string {
 
 func (p *problem) Unwrap() error { return p.cause }
 
+// loggable is what may be logged of it.
+func (p *problem) loggable() string {
+	if p.cause != nil {
+		return p.Title + ": " + node.Loggable(p.cause)
+	}
+	return p.Title
+}
+
+// errPanicked says that the code of a request panicked, which the log tells more of.
+var errPanicked = errors.New("a request panicked")
+
 func (p *problem) with(name, value string) *problem {
 	if p.header == nil {
 		p.header = make(http.Header)
