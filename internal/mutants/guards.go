@@ -216,13 +216,13 @@ var mutants = []mutant{
 	// What was served.
 	{
 		name: "note-not-made", guard: "a value newer than the latest poll is noted when it is served",
-		file: "coherence/tracker.go",
+		file: "coherence/validity.go",
 		old:  "if !t.dir.Note(value, snapshot) {", with: "if false {",
 		folder: "tiers", killer: "TestI3NoteOfANewerValue",
 	},
 	{
 		name: "note-ignored", guard: "nothing older is served after it",
-		file: "coherence/tracker.go",
+		file: "coherence/validity.go",
 		old:  "if !t.dir.CheckNote(value, snapshot) {", with: "if !snapshot.Includes(t.dir.floor) {",
 		folder: "tiers", killer: "TestI3NoteOfANewerValue",
 	},
@@ -357,7 +357,7 @@ var mutants = []mutant{
 	},
 	{
 		name: "lease-token-per-client", guard: "the lease's token is of one load, not of its process",
-		file: "tiers/flight.go",
+		file: "tiers/load.go",
 		old:  "token := rand.Text() //", with: "token := rand.Text()[:0] + \"this process\" //",
 		folder: "tiers", killer: "TestLeaseIsOfOneLoad",
 	},
@@ -369,7 +369,7 @@ var mutants = []mutant{
 	},
 	{
 		name: "bulkhead-not-entered", guard: "loads at once are bounded",
-		file: "tiers/flight.go",
+		file: "tiers/load.go",
 		old:  "\tif err := c.Bulkhead.Enter(ctx); err != nil {\n\t\treturn began, loaded, err\n\t}\n\tdefer c.Bulkhead.Leave()\n", with: "",
 		folder: "tiers", killer: "TestI6BoundedLoads",
 	},
@@ -644,13 +644,13 @@ var mutants = []mutant{
 	// Watches of tables.
 	{
 		name: "doubts-ignored", guard: "what may go unlogged is not valid",
-		file: "coherence/tracker.go",
+		file: "coherence/validity.go",
 		old:  "\treturn !doubted\n", with: "\treturn !doubted || true\n",
 		folder: "tiers", killer: "TestI1DoubtedNamespace",
 	},
 	{
 		name: "doubts-not-shown", guard: "nor a hit in L1",
-		file: "coherence/tracker.go",
+		file: "coherence/validity.go",
 		old:  "\tt.stamps.flush() // after the doubts: who sums the stamps from now on finds them\n", with: "",
 		folder: "tiers", killer: "TestI1DoubtedNamespace",
 	},
@@ -668,7 +668,7 @@ var mutants = []mutant{
 	},
 	{
 		name: "grace-in-doubt", guard: "nor is one excused by the grace of a change that is known",
-		file: "coherence/tracker.go",
+		file: "coherence/validity.go",
 		old:  "\t\treturn Grace{}, false // it may lack more\n", with: "",
 		folder: "tiers", killer: "TestI1NoGraceInDoubt",
 	},
