@@ -223,7 +223,7 @@ func up(ctx context.Context, o upOptions, stdout io.Writer) (err error) {
 		}
 		fmt.Fprintf(stdout, "%.1f s\n", time.Since(began).Seconds())
 	}()
-	s.explain(stdout)
+	s.greet(stdout)
 	return s.run(ctx, b)
 }
 
