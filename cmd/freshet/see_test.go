@@ -31,35 +31,22 @@ import (
 type overseen struct {
 	t        *testing.T
 	stack    *devstack.Stack
+	dsn      string
 	replicas []*replica.Replica
 	token    string // path of the file
 }
 
 func oversee(t *testing.T) *overseen {
 	t.Helper()
-	if testing.Short() {
-		t.Skip("starts servers")
-	}
-	stack, err := devstack.Start(t.Context(), devstack.Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := stack.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	if err := migrate(t.Context(), stack.Postgres.DSN(), true, 50); err != nil {
-		t.Fatal(err)
-	}
-	o := &overseen{t: t, stack: stack, token: filepath.Join(t.TempDir(), "token")}
+	stack, dsn := stackFor(t, devstack.Options{})
+	o := &overseen{t: t, stack: stack, dsn: dsn, token: filepath.Join(t.TempDir(), "token")}
 	if err := os.WriteFile(o.token, []byte(strings.Repeat("secret-", 6)), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	for _, id := range []string{"a", "b"} {
 		r, err := replica.Listen(t.Context(), replica.Config{
 			Node: node.Config{
-				App: "shop", ID: id, MaxStale: time.Minute, Postgres: node.PostgresConfig{DSN: stack.Postgres.DSN()},
+				App: "shop", ID: id, MaxStale: time.Minute, Postgres: node.PostgresConfig{DSN: dsn},
 				Redis: node.RedisConfig{Addrs: stack.Redis.Addrs()}, NATS: node.NATSConfig{URLs: []string{stack.NATS.URL()}},
 			},
 			Listen: "127.0.0.1:0", Admin: "127.0.0.1:0", AdminTokenFile: o.token, Logger: slog.New(slog.DiscardHandler),

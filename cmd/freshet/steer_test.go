@@ -4,88 +4,32 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"log/slog"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/jmoiron/sqlx"
 
-	"github.com/freshet-cache/freshet/internal/devstack"
-	"github.com/freshet-cache/freshet/internal/replica"
 	"github.com/freshet-cache/freshet/node"
 	"github.com/freshet-cache/freshet/node/admin"
 )
 
-// operated are two replicas of the shop, for commands.
+// operated are the replicas of [oversee], for commands that bring the token.
 type operated struct {
-	t     *testing.T
-	db    *sqlx.DB
-	urls  []string // of their admin ports
-	token string   // path of the file
+	*overseen
+	db *sqlx.DB
 }
 
-// operateReplicas starts servers and replicas in this process.
 func operateReplicas(t *testing.T) *operated {
 	t.Helper()
-	if testing.Short() {
-		t.Skip("starts servers")
-	}
-	stack, err := devstack.Start(t.Context(), devstack.Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := stack.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	if err := migrate(t.Context(), stack.Postgres.DSN(), true, 50); err != nil {
-		t.Fatal(err)
-	}
-	o := &operated{t: t, token: filepath.Join(t.TempDir(), "token")}
-	if o.db, err = sqlx.Open("postgres", stack.Postgres.DSN()); err != nil {
+	o := &operated{overseen: oversee(t)}
+	var err error
+	if o.db, err = sqlx.Open("postgres", o.dsn); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { o.db.Close() })
-	if err := os.WriteFile(o.token, []byte(strings.Repeat("secret-", 6)), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	for _, id := range []string{"a", "b"} {
-		r, err := replica.Listen(t.Context(), replica.Config{
-			Node: node.Config{
-				App: "shop", ID: id, Postgres: node.PostgresConfig{DSN: stack.Postgres.DSN()},
-				Redis: node.RedisConfig{Addrs: stack.Redis.Addrs()}, NATS: node.NATSConfig{URLs: []string{stack.NATS.URL()}},
-			},
-			Listen: "127.0.0.1:0", Admin: "127.0.0.1:0", AdminTokenFile: o.token, Logger: slog.New(slog.DiscardHandler),
-		})
-		if err != nil {
-			t.Fatal(err)
-		}
-		ctx, stop := context.WithCancel(context.WithoutCancel(t.Context()))
-		ended := make(chan error, 1)
-		go func() { ended <- r.Run(ctx) }()
-		t.Cleanup(func() {
-			stop()
-			if err := <-ended; err != nil {
-				t.Errorf("replica %s: %v", id, err)
-			}
-		})
-		o.urls = append(o.urls, "http://"+r.Admin())
-	}
-	limit := time.Now().Add(30 * time.Second)
-	for tick := time.NewTicker(10 * time.Millisecond); ; <-tick.C {
-		if code, out, _ := o.run("members"); code == 0 && strings.Count(out, " ok") == 2 {
-			tick.Stop()
-			return o
-		}
-		if time.Now().After(limit) {
-			t.Fatal("the replicas do not see each other within 30 s")
-		}
-	}
+	return o
 }
 
 // run is the program at the first replica, with the token.
@@ -97,9 +41,7 @@ func (o *operated) run(args ...string) (code int, stdout, stderr string) {
 // at is the program at a replica.
 func (o *operated) at(replica int, args ...string) (code int, stdout, stderr string) {
 	o.t.Helper()
-	var out, err strings.Builder
-	code = run(o.t.Context(), append(args, "--admin-url", o.urls[replica]), strings.NewReader(""), &out, &err)
-	return code, out.String(), err.String()
+	return runAt(o.t.Context(), o.t, "http://"+o.replicas[replica].Admin(), args...)
 }
 
 // does fails the test unless the command succeeds and prints all of these.
